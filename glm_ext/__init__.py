@@ -1,0 +1,1 @@
+"""Fused GLM layers for PyTorch."""
