@@ -6,10 +6,13 @@
 namespace py = pybind11;
 
 void glm::register_info(py::module_& m) {
-  m.def("isa", [] { return std::string(cpu::kernels().isa); }, "The instruction set of the CPU kernels in force.");
+  m.def(
+      "isa", [] { return std::string(cpu::kernels().isa); },
+      "The instruction set of the CPU kernels in force.");
   m.def("isas_built", &cpu::isas_built, "The instruction sets that this build holds, best first.");
   m.def("isas_supported", &cpu::isas_supported, "Those of them that this machine runs.");
   m.def("compiler", [] { return std::string(GLM_COMPILER); }, "The compiler that built the extension.");
-  m.def("cuda_architectures", [] { return std::string(GLM_CUDA_ARCHITECTURES); },
-        "The CUDA architectures that this build holds; empty without CUDA.");
+  m.def(
+      "cuda_architectures", [] { return std::string(GLM_CUDA_ARCHITECTURES); },
+      "The CUDA architectures that this build holds; empty without CUDA.");
 }

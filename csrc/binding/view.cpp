@@ -4,19 +4,21 @@ namespace py = pybind11;
 
 namespace {
 
-// torch's dtype objects, looked up once. Leaked on purpose: they must outlive the interpreter's teardown of this module.
+// torch's dtype objects, looked up once. Leaked on purpose: they must outlive the interpreter's teardown of
+// this module.
 const py::object (&torch_dtypes())[5] {
   static const auto* dtypes = [] {
     const py::module_ torch = py::module_::import("torch");
-    return new py::object[5]{torch.attr("float32"), torch.attr("float64"), torch.attr("bfloat16"), torch.attr("float16"),
-                             torch.attr("int64")};
+    return new py::object[5]{torch.attr("float32"), torch.attr("float64"), torch.attr("bfloat16"),
+                             torch.attr("float16"), torch.attr("int64")};
   }();
   return *reinterpret_cast<const py::object(*)[5]>(dtypes);
 }
 
 void read_integers(const py::handle& sequence, int rank, int64_t* out) {
   for (int d = 0; d < rank; ++d) {
-    out[d] = PyLong_AsLongLong(PyTuple_GET_ITEM(sequence.ptr(), d));  // torch.Size and stride() are tuples of int
+    out[d] =
+        PyLong_AsLongLong(PyTuple_GET_ITEM(sequence.ptr(), d));  // torch.Size and stride() are tuples of int
   }
 }
 

@@ -1,5 +1,6 @@
-// A torch tensor as the core sees it: pointer, dtype, shape, strides. The extension includes no torch header and links no
-// torch library; it asks the Python object, which costs a few hundred nanoseconds and works with every torch.
+// A torch tensor as the core sees it: pointer, dtype, shape, strides. The extension includes no torch header
+// and links no torch library; it asks the Python object, which costs a few hundred nanoseconds and works with
+// every torch.
 #pragma once
 
 #include <pybind11/pybind11.h>

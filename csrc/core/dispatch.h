@@ -16,11 +16,16 @@ struct Type {
 template <class Function>
 void visit_floating(DType dtype, Function&& function) {
   switch (dtype) {
-    case DType::f32: return function(Type<float>{});
-    case DType::f64: return function(Type<double>{});
-    case DType::bf16: return function(Type<bf16>{});
-    case DType::f16: return function(Type<f16>{});
-    default: fail("dtype: expected float32, float64, bfloat16 or float16, got code ", static_cast<int>(dtype));
+    case DType::f32:
+      return function(Type<float>{});
+    case DType::f64:
+      return function(Type<double>{});
+    case DType::bf16:
+      return function(Type<bf16>{});
+    case DType::f16:
+      return function(Type<f16>{});
+    default:
+      fail("dtype: expected float32, float64, bfloat16 or float16, got code ", static_cast<int>(dtype));
   }
 }
 

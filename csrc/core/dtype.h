@@ -1,4 +1,5 @@
-// Storage types. Arithmetic is done in float (double for f64); 16-bit values are widened at load and rounded once at store.
+// Storage types. Arithmetic is done in float (double for f64); 16-bit values are widened at load and rounded
+// once at store.
 #pragma once
 
 #include <bit>
@@ -22,8 +23,9 @@ GLM_HD float to_float(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t
 
 GLM_HD bf16 to_bf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};  // keep a NaN a NaN
-  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};                  // to nearest even
+  if ((bits & 0x7fffffffu) > 0x7f800000u)
+    return {static_cast<uint16_t>((bits >> 16) | 0x40u)};                        // keep a NaN a NaN
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};  // to nearest even
 }
 
 GLM_HD float to_float(f16 x) {
@@ -40,8 +42,10 @@ GLM_HD f16 to_f16(float x) {
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds past 65504: infinity
-  if (magnitude < 0x38800000u) {  // below 2^-14: adding 2^-1 * ulp-aligned constant rounds the subnormal to nearest even
+  if (magnitude >= 0x477ff000u)
+    return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds past 65504: infinity
+  if (magnitude <
+      0x38800000u) {  // below 2^-14: adding 2^-1 * ulp-aligned constant rounds the subnormal to nearest even
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return {static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u))};
   }

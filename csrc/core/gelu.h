@@ -25,7 +25,8 @@ GLM_HD C gelu(C x, Gelu kind) {
 
 template <class C>
 GLM_HD C gelu_grad(C x, Gelu kind) {
-  if (kind == Gelu::erf) return C(0.5) * std::erfc(-x * C(kInvSqrt2)) + x * C(kInvSqrt2Pi) * std::exp(C(-0.5) * x * x);
+  if (kind == Gelu::erf)
+    return C(0.5) * std::erfc(-x * C(kInvSqrt2)) + x * C(kInvSqrt2Pi) * std::exp(C(-0.5) * x * x);
   const C inner = C(kGeluTanhScale) * (x + C(kGeluTanhCubic) * x * x * x);
   const C t = std::tanh(inner);
   const C inner_grad = C(kGeluTanhScale) * (C(1) + C(3 * kGeluTanhCubic) * x * x);

@@ -1,15 +1,15 @@
-// Philox4x32-7, a counter-based random generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011;
-// seven rounds pass BigCrush). Dropout bits are a pure function of the seed and of the element's logical place, so that
-// they are equal on every device, at every tiling, and never stored.
+// Philox4x32-7, a counter-based random generator (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+// 3", SC 2011; seven rounds pass BigCrush). Dropout bits are a pure function of the seed and of the element's
+// logical place, so that they are equal on every device, at every tiling, and never stored.
 //
-// A call gives four words, that is eight 16-bit numbers, and an element is kept when its number is below the threshold.
-// Which element takes which number (E columns of row n; or key j of query i, head h, sequence b):
+// A call gives four words, that is eight 16-bit numbers, and an element is kept when its number is below the
+// threshold. Which element takes which number (E columns of row n; or key j of query i, head h, sequence b):
 //
 //   rows        counter = (e/128*16 + e%16, n low, n high, 0)      number t = e/16%8
 //   attention   counter = (j/64*16 + j%16, i/16*8 + i%8, h, b)     number t = j/16%4*2 + i%16/8
 //
-// Number t is the low (t even) or high (t odd) half of word t/2. Consecutive columns lie in consecutive counters, hence in
-// the lanes of a vector; an mma fragment and a 16-byte load use every number they ask for.
+// Number t is the low (t even) or high (t odd) half of word t/2. Consecutive columns lie in consecutive
+// counters, hence in the lanes of a vector; an mma fragment and a 16-byte load use every number they ask for.
 #pragma once
 
 #include <cmath>
@@ -58,8 +58,9 @@ struct Dropout {
 
 // The 16-bit number of element (n, e) of a matrix.
 GLM_HD uint32_t row_random(uint64_t seed, int64_t n, int64_t e) {
-  const PhiloxWords words = philox(seed, {{static_cast<uint32_t>(e / 128 * 16 + e % 16), static_cast<uint32_t>(n),
-                                           static_cast<uint32_t>(static_cast<uint64_t>(n) >> 32), 0u}});
+  const PhiloxWords words =
+      philox(seed, {{static_cast<uint32_t>(e / 128 * 16 + e % 16), static_cast<uint32_t>(n),
+                     static_cast<uint32_t>(static_cast<uint64_t>(n) >> 32), 0u}});
   const int t = static_cast<int>(e / 16 % 8);
   return (words.word[t / 2] >> (16 * (t % 2))) & 0xffffu;
 }

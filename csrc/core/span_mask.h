@@ -1,5 +1,5 @@
-// GLM's attention mask. Each query row sees one interval of keys, so that causal (prefix 0), full (prefix = length), left
-// and right padding and packing are one kernel:
+// GLM's attention mask. Each query row sees one interval of keys, so that causal (prefix 0), full (prefix =
+// length), left and right padding and packing are one kernel:
 //
 //   row i, at place r = row_offset + i, sees keys   begin <= j < min(length, max(prefix, r + 1))
 //
@@ -28,7 +28,8 @@ struct SpanMask {
   GLM_HD int64_t full_end(int64_t m0) const { return row_end(m0); }
   GLM_HD int64_t seen_end(int64_t m1) const { return row_end(m1 - 1); }
 
-  // For keys [n0, n1): the first row that sees any of them, and the first row that sees all of them up to `length`.
+  // For keys [n0, n1): the first row that sees any of them, and the first row that sees all of them up to
+  // `length`.
   GLM_HD int64_t first_row(int64_t n0) const { return n0 < prefix ? 0 : max(0, n0 - row_offset); }
   GLM_HD int64_t first_full_row(int64_t n1) const { return n1 <= prefix ? 0 : max(0, n1 - 1 - row_offset); }
 

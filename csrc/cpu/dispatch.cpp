@@ -7,8 +7,8 @@
 namespace glm::cpu {
 
 // Built sets, best first; GLM_ISAS lists them as GLM_FOR_EACH(name) (CMakeLists.txt).
-#define GLM_DECLARE(isa) \
-  namespace isa {        \
+#define GLM_DECLARE(isa)         \
+  namespace isa {                \
   extern const Kernels kKernels; \
   }
 #if defined(GLM_HAVE_AVX512)
@@ -52,7 +52,8 @@ const Kernels& choose() {
   std::string supported;
   for (const Candidate& candidate : candidates()) {
     if (!candidate.supported) continue;
-    if (forced == nullptr || forced[0] == '\0' || std::string(forced) == candidate.kernels->isa) return *candidate.kernels;
+    if (forced == nullptr || forced[0] == '\0' || std::string(forced) == candidate.kernels->isa)
+      return *candidate.kernels;
     supported += std::string(supported.empty() ? "" : ", ") + candidate.kernels->isa;
   }
   fail("GLM_FORCE_ISA: expected one of ", supported, " on this machine, got \"", forced, "\"");

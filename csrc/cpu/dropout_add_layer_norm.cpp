@@ -1,5 +1,6 @@
-// dropout + add + layer norm, one pass over memory each way: a row stays in L1 while it is summed, centred and scaled.
-// Backward, with h = new_residual, xhat = (h - mean) rstd and g = grad_normed * weight (derivation in docs/math.md):
+// dropout + add + layer norm, one pass over memory each way: a row stays in L1 while it is summed, centred
+// and scaled. Backward, with h = new_residual, xhat = (h - mean) rstd and g = grad_normed * weight
+// (derivation in docs/math.md):
 //   grad_h = rstd (g - mean(g) - xhat mean(g xhat)) + grad_new_residual,   grad_x = dropout'(grad_h),
 //   grad_weight = sum_n grad_normed xhat,                                  grad_bias = sum_n grad_normed.
 #include "ops/dropout_add_layer_norm.h"
@@ -72,6 +73,7 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
         h += load_some(x + e, count);
       }
       store_some(sum_out + e, h, count);
+      if constexpr (sizeof(T) == 2) h = load_some(sum_out + e, count);  // the mean is that of the rounded sum
       sum += keep_first<C>(h, count);
     });
   }
@@ -94,12 +96,13 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
 
 // Adds row n's part of the weight and bias gradients to weight_sum and bias_sum, [E] each.
 template <class T, bool kDropout>
-void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropout, int64_t n, Compute<T>* weight_sum,
-                  Compute<T>* bias_sum) {
+void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropout, int64_t n,
+                  Compute<T>* weight_sum, Compute<T>* bias_sum) {
   using C = Compute<T>;
   const int64_t width = p.width;
   const T* grad_normed = static_cast<const T*>(p.grad_normed) + n * width;
-  const T* grad_stream = p.grad_new_residual ? static_cast<const T*>(p.grad_new_residual) + n * width : nullptr;
+  const T* grad_stream =
+      p.grad_new_residual ? static_cast<const T*>(p.grad_new_residual) + n * width : nullptr;
   const T* h = static_cast<const T*>(p.new_residual) + n * width;
   const T* weight = static_cast<const T*>(p.weight);
   T* grad_x = static_cast<T*>(p.grad_x) + n * width;
@@ -131,7 +134,8 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
       if constexpr (kDropout) store_some(grad_x + e, grad_h * load(factor + (e - chunk)), count);
     });
   }
-  if (!kDropout && grad_x != grad_residual) std::memcpy(grad_x, grad_residual, static_cast<size_t>(width) * sizeof(T));
+  if (!kDropout && grad_x != grad_residual)
+    std::memcpy(grad_x, grad_residual, static_cast<size_t>(width) * sizeof(T));
 }
 
 }  // namespace
@@ -160,14 +164,16 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& p) {
         C* bias_sum = weight_sum + p.width;
         std::fill(weight_sum, weight_sum + 2 * p.width, C(0));
         const int64_t begin = part * p.rows / partials, end = (part + 1) * p.rows / partials;
-        for (int64_t n = begin; n < end; ++n) backward_row<T, has_dropout.value>(p, dropout, n, weight_sum, bias_sum);
+        for (int64_t n = begin; n < end; ++n)
+          backward_row<T, has_dropout.value>(p, dropout, n, weight_sum, bias_sum);
       });
     });
     T* grads[2] = {static_cast<T*>(p.grad_weight), static_cast<T*>(p.grad_bias)};
     for (int which = 0; which < 2; ++which) {
       for_columns<C>(0, p.width, [&](int64_t e, int count) {
         Vec<C> sum = {};
-        for (int64_t part = 0; part < partials; ++part) sum += load_some(workspace + (part * 2 + which) * p.width + e, count);
+        for (int64_t part = 0; part < partials; ++part)
+          sum += load_some(workspace + (part * 2 + which) * p.width + e, count);
         store_some(grads[which] + e, sum, count);
       });
     }

@@ -1,4 +1,5 @@
-// The table of CPU kernels: one per instruction set, filled by cpu/kernels.cpp, one in force (cpu/dispatch.cpp).
+// The table of CPU kernels: one per instruction set, filled by cpu/kernels.cpp, one in force
+// (cpu/dispatch.cpp).
 #pragma once
 
 #include <string>
@@ -14,8 +15,8 @@ struct Kernels {
   void (*dropout_add_layer_norm_backward)(const DropoutAddLayerNormBackward&);
 };
 
-// The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA names.
-// Throws when GLM_FORCE_ISA names one that is not built or not supported.
+// The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA
+// names. Throws when GLM_FORCE_ISA names one that is not built or not supported.
 const Kernels& kernels();
 
 std::vector<std::string> isas_built();

@@ -2,9 +2,10 @@
 //
 //   C[kRows][kVectors * lanes] += sum_k A[row][k] * B[k][column]
 //
-// A is read by broadcast from any strides (a packed panel, or a tile that already lies in L1); B is a panel, kVectors
-// vectors contiguous per k. The accumulators stay in registers: kRows * kVectors of them, kVectors for B, one for A.
-// The order of the sum is k ascending in one chain, whatever the tile: results do not depend on how work is cut.
+// A is read by broadcast from any strides (a packed panel, or a tile that already lies in L1); B is a panel,
+// kVectors vectors contiguous per k. The accumulators stay in registers: kRows * kVectors of them, kVectors
+// for B, one for A. The order of the sum is k ascending in one chain, whatever the tile: results do not
+// depend on how work is cut.
 #pragma once
 
 #include "cpu/simd.h"
@@ -35,7 +36,8 @@ struct Tile {
   }
 
   // += A B over `depth` steps. a advances by k_stride a step, b by one panel row.
-  GLM_INLINE void accumulate(int64_t depth, const C* a, int64_t row_stride, int64_t k_stride, const C* b, int64_t b_stride) {
+  GLM_INLINE void accumulate(int64_t depth, const C* a, int64_t row_stride, int64_t k_stride, const C* b,
+                             int64_t b_stride) {
     Tile sum = *this;  // a local copy is what the compiler keeps in registers
     for (int64_t k = 0; k < depth; ++k) {
       Vec<C> row_b[kVectors];

@@ -1,5 +1,5 @@
-// Work is cut by size and handed out by index; which thread takes an item never changes what the item computes, so results
-// are the same bits for every thread count.
+// Work is cut by size and handed out by index; which thread takes an item never changes what the item
+// computes, so results are the same bits for every thread count.
 #pragma once
 
 #include <omp.h>

@@ -1,4 +1,5 @@
-// Philox for a vector of consecutive counters, and the dropout masks made from it. Same numbers as core/philox.h.
+// Philox for a vector of consecutive counters, and the dropout masks made from it. Same numbers as
+// core/philox.h.
 #pragma once
 
 #include "core/philox.h"
@@ -61,7 +62,9 @@ struct RowDropout {
   double scale;
 
   explicit RowDropout(const Dropout& dropout)
-      : seed(dropout.seed), threshold(broadcast(static_cast<int32_t>(dropout.threshold()))), scale(dropout.scale()) {}
+      : seed(dropout.seed),
+        threshold(broadcast(static_cast<int32_t>(dropout.threshold()))),
+        scale(dropout.scale()) {}
 
   // factor[0..128): scale where the column is kept, else 0.
   template <class C>
@@ -75,7 +78,8 @@ struct RowDropout {
         const VecU number = t % 2 ? words.word[t / 2] >> 16 : words.word[t / 2] & 0xffffu;
         const VecI keep = reinterpret_cast<VecI>(number) < threshold;
         if constexpr (std::is_same_v<C, float>) {
-          const VecF kept = reinterpret_cast<VecF>(keep & reinterpret_cast<VecI>(broadcast(static_cast<float>(scale))));
+          const VecF kept =
+              reinterpret_cast<VecF>(keep & reinterpret_cast<VecI>(broadcast(static_cast<float>(scale))));
           store(factor + t * 16 + lane, kept);
         } else {
           for (int i = 0; i < kStep; ++i) factor[t * 16 + lane + i] = keep[i] ? scale : 0.0;

@@ -1,8 +1,8 @@
-// One vector type per instruction set. Every file of csrc/cpu that says GLM_ISA is compiled once for each set, into a
-// namespace of its name; the table of kernels is chosen at load (cpu/dispatch.cpp).
+// One vector type per instruction set. Every file of csrc/cpu that says GLM_ISA is compiled once for each
+// set, into a namespace of its name; the table of kernels is chosen at load (cpu/dispatch.cpp).
 //
-// Vectors are the compiler's own (operators work lane by lane); this header adds what operators cannot say. A function
-// takes any vector type V; Vec<float> and Vec<double> are the two in use.
+// Vectors are the compiler's own (operators work lane by lane); this header adds what operators cannot say. A
+// function takes any vector type V; Vec<float> and Vec<double> are the two in use.
 #pragma once
 
 #include <cmath>
@@ -92,14 +92,26 @@ GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
 template <class V>
 GLM_INLINE V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<V, VecF>) return reinterpret_cast<V>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
-  if constexpr (std::is_same_v<V, VecD>) return reinterpret_cast<V>(_mm512_fmadd_pd(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), reinterpret_cast<__m512d>(c)));
+  if constexpr (std::is_same_v<V, VecF>)
+    return reinterpret_cast<V>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                               reinterpret_cast<__m512>(c)));
+  if constexpr (std::is_same_v<V, VecD>)
+    return reinterpret_cast<V>(_mm512_fmadd_pd(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b),
+                                               reinterpret_cast<__m512d>(c)));
 #elif defined(__FMA__)
-  if constexpr (std::is_same_v<V, VecF>) return reinterpret_cast<V>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
-  if constexpr (std::is_same_v<V, VecD>) return reinterpret_cast<V>(_mm256_fmadd_pd(reinterpret_cast<__m256d>(a), reinterpret_cast<__m256d>(b), reinterpret_cast<__m256d>(c)));
+  if constexpr (std::is_same_v<V, VecF>)
+    return reinterpret_cast<V>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                               reinterpret_cast<__m256>(c)));
+  if constexpr (std::is_same_v<V, VecD>)
+    return reinterpret_cast<V>(_mm256_fmadd_pd(reinterpret_cast<__m256d>(a), reinterpret_cast<__m256d>(b),
+                                               reinterpret_cast<__m256d>(c)));
 #elif defined(__ARM_NEON)
-  if constexpr (std::is_same_v<V, VecF>) return reinterpret_cast<V>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
-  if constexpr (std::is_same_v<V, VecD>) return reinterpret_cast<V>(vfmaq_f64(reinterpret_cast<float64x2_t>(c), reinterpret_cast<float64x2_t>(a), reinterpret_cast<float64x2_t>(b)));
+  if constexpr (std::is_same_v<V, VecF>)
+    return reinterpret_cast<V>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
+                                         reinterpret_cast<float32x4_t>(b)));
+  if constexpr (std::is_same_v<V, VecD>)
+    return reinterpret_cast<V>(vfmaq_f64(reinterpret_cast<float64x2_t>(c), reinterpret_cast<float64x2_t>(a),
+                                         reinterpret_cast<float64x2_t>(b)));
 #endif
   return a * b + c;
 }
@@ -137,7 +149,8 @@ GLM_INLINE LaneOf<V> reduce_max(V v) {
   LaneOf<V> lanes[kLanes<LaneOf<V>>];
   store(lanes, v);
   for (int half = kLanes<LaneOf<V>> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] || lanes[i] != lanes[i] ? lanes[i] : lanes[i + half];
+    for (int i = 0; i < half; ++i)
+      lanes[i] = lanes[i] > lanes[i + half] || lanes[i] != lanes[i] ? lanes[i] : lanes[i + half];
   }
   return lanes[0];
 }
@@ -165,7 +178,8 @@ GLM_INLINE Vec<Compute<T>> load_as(const T* p) {
 #elif defined(__AVX2__)
     return reinterpret_cast<VecF>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #elif defined(__ARM_NEON)
-    return reinterpret_cast<VecF>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)))));
+    return reinterpret_cast<VecF>(
+        vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)))));
 #else
     VecF v;
     for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
@@ -186,18 +200,23 @@ GLM_INLINE void store_as(T* p, Vec<Compute<T>> v) {
 #if defined(__AVX512F__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(out)));
 #elif defined(__AVX2__)
-    const __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(out), reinterpret_cast<__m256i>(out));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+    const __m256i packed =
+        _mm256_packus_epi32(reinterpret_cast<__m256i>(out), reinterpret_cast<__m256i>(out));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #else
     for (int i = 0; i < kLanes<float>; ++i) p[i].bits = static_cast<uint16_t>(out[i]);
 #endif
   } else if constexpr (std::is_same_v<T, f16>) {
 #if defined(__AVX512F__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX2__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__ARM_NEON)
-    vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(v))));
+    vst1_u16(reinterpret_cast<uint16_t*>(p),
+             vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(v))));
 #else
     for (int i = 0; i < kLanes<float>; ++i) p[i] = to_f16(v[i]);
 #endif
@@ -230,11 +249,12 @@ GLM_INLINE Compute<T> load_one(const T* p) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------ exponential
+// ------------------------------------------------------------------------------------------------
+// exponential
 
-// 2^x. Float: x = n + f with |f| <= 1/2, a degree-5 minimax polynomial for 2^f (relative error 7.5e-8) and n added to the
-// exponent. At and below -127 it is exactly 0, so a masked score of -infinity costs nothing more; NaN stays NaN.
-// Double is for gradient checks: the library's exp2, lane by lane.
+// 2^x. Float: x = n + f with |f| <= 1/2, a degree-5 minimax polynomial for 2^f (relative error 7.5e-8) and n
+// added to the exponent. At and below -127 it is exactly 0, so a masked score of -infinity costs nothing
+// more; NaN stays NaN. Double is for gradient checks: the library's exp2, lane by lane.
 GLM_INLINE VecF exp2(VecF x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
   const VecF clamped = at_most(broadcast(127.99999f), at_least(broadcast(-127.0f), x));

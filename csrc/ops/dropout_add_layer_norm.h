@@ -1,5 +1,6 @@
-// new_residual = residual + dropout(x);  normed = (new_residual - mean) * rstd * weight + bias, over the last dimension.
-// Layer normalisation: Ba et al., arXiv 1607.06450, equation 4. N rows of E columns, all contiguous.
+// new_residual = residual + dropout(x);  normed = (new_residual - mean) * rstd * weight + bias, over the last
+// dimension. Layer normalisation: Ba et al., arXiv 1607.06450, equation 4. N rows of E columns, all
+// contiguous.
 #pragma once
 
 #include "core/dtype.h"
@@ -9,15 +10,15 @@ namespace glm {
 
 struct DropoutAddLayerNormForward {
   DType dtype;
-  int64_t rows, width;     // N, E
-  const void* x;           // [N, E]
-  const void* residual;    // [N, E]
-  const void* weight;      // [E]
-  const void* bias;        // [E]
-  void* normed;            // [N, E]
-  void* new_residual;      // [N, E]
-  void* mean;              // [N] float; double for f64
-  void* rstd;              // [N] likewise
+  int64_t rows, width;   // N, E
+  const void* x;         // [N, E]
+  const void* residual;  // [N, E]
+  const void* weight;    // [E]
+  const void* bias;      // [E]
+  void* normed;          // [N, E]
+  void* new_residual;    // [N, E]
+  void* mean;            // [N] float; double for f64
+  void* rstd;            // [N] likewise
   double eps;
   Dropout dropout;
   int threads;
