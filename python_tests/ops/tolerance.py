@@ -15,7 +15,7 @@ from torch import Tensor
 
 FORWARD = 2.0
 BACKWARD = 3.0
-FEW_EPS = {torch.float32: 4.0, torch.bfloat16: 4.0, torch.float16: 4.0, torch.float64: 1e4}  # float64 has no better truth
+FEW_EPS = 4.0
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # torch.testing.assert_close's (rtol, atol)
@@ -42,7 +42,10 @@ def assert_within_rule(name: str, ours: Tensor, composite: Tensor, truth: Tensor
     largest = truth[finite].abs().max().item()
     eps = torch.finfo(ours.dtype).eps
     rtol, atol = DEFAULTS[ours.dtype]
-    bound = min(factor * theirs + FEW_EPS[ours.dtype] * eps * max(largest, eps), max(rtol * largest + atol, 2 * eps * largest))
+    if ours.dtype == torch.float64:  # there is no better truth to measure torch's own error by
+        assert error <= 1e-11 * (1.0 + largest), f"{name} (float64): error {error:.3g}, largest value {largest:.3g}"
+        return
+    bound = min(factor * theirs + FEW_EPS * eps * max(largest, eps), max(rtol * largest + atol, 2 * eps * largest))
     assert error <= bound, f"{name} ({ours.dtype}): error {error:.3g}, composite {theirs:.3g}, allowed {bound:.3g}"
 
 
