@@ -1,1 +1,5 @@
-"""The operators that GLM is made of. `reference` holds each of them in plain torch."""
+"""The fused ops. Importing this registers them under torch.ops.glm_ext."""
+
+from glm_ext.ops.dropout_add_layer_norm import dropout_add_layer_norm
+
+__all__ = ["dropout_add_layer_norm"]

@@ -108,6 +108,6 @@ def _halves(words: Words) -> Tensor:
 
 
 def _keep_threshold(dropout_p: float) -> int:
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p: expected 0 <= p < 1, got {dropout_p}")
+    if not 0.0 <= dropout_p <= 1.0:
+        raise ValueError(f"dropout_p: expected 0 <= p <= 1, got {dropout_p}")
     return round((1.0 - dropout_p) * 65536)

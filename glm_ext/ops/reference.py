@@ -76,7 +76,7 @@ def span_attention(
     query [B, H, S, D], key and value [B, Hkv, T, D] where Hkv divides H -> [B, H, S, D]; scale None is
     1/sqrt(D). `return_lse` adds the log-sum-exp of the scaled scores, [B, H, S] in float32 (float64 for
     float64 inputs). Rows that see nothing give 0, lse -inf and zero gradients. ValueError where Hkv does not
-    divide H or p is not in [0, 1).
+    divide H or p is not in [0, 1].
 
     >>> q, k, v = torch.randn(3, 1, 2, 4, 8, dtype=torch.float64)
     >>> out = span_attention(q, k, v, prefix_len=1)
@@ -307,7 +307,8 @@ def _accumulate_dtype(x: Tensor) -> torch.dtype:
 
 def _drop(x: Tensor, keep: Tensor, dropout_p: float) -> Tensor:
     """Kept elements times 1/(1-p); the others exactly 0, whatever they held."""
-    return torch.where(keep, x * (1.0 / (1.0 - dropout_p)), 0.0)
+    scale = 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
+    return torch.where(keep, x * scale, 0.0)
 
 
 def _dropout_rows(x: Tensor, dropout_p: float, seed: int | None) -> Tensor:
