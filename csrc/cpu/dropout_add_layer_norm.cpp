@@ -5,50 +5,15 @@
 //   grad_weight = sum_n grad_normed xhat,                                  grad_bias = sum_n grad_normed.
 #include "ops/dropout_add_layer_norm.h"
 
-#include <algorithm>
-
 #include "core/dispatch.h"
 #include "cpu/declarations.h"
 #include "cpu/parallel.h"
-#include "cpu/philox_simd.h"
-#include "cpu/simd.h"
+#include "cpu/rows.h"
 
 namespace glm::cpu::GLM_ISA {
 namespace {
 
-constexpr int64_t kChunk = 128;  // columns that share Philox counters
 constexpr int64_t kRowsPerTask = 16;
-
-// Calls body(e, count) for vectors of columns [begin, end); count < kLanes only for the last.
-template <class C, class Body>
-GLM_INLINE void for_columns(int64_t begin, int64_t end, const Body& body) {
-  int64_t e = begin;
-  for (; e + kLanes<C> <= end; e += kLanes<C>) body(e, kLanes<C>);
-  if (e < end) body(e, static_cast<int>(end - e));
-}
-
-template <class T>
-GLM_INLINE Vec<Compute<T>> load_some(const T* p, int count) {
-  return count == kLanes<Compute<T>> ? load_as(p) : load_as_first(p, count);
-}
-
-template <class T>
-GLM_INLINE void store_some(T* p, Vec<Compute<T>> v, int count) {
-  if (count == kLanes<Compute<T>>) {
-    store_as(p, v);
-  } else {
-    store_as_first(p, v, count);
-  }
-}
-
-// Lanes at and past `count` become zero: they must not enter a sum.
-template <class C>
-GLM_INLINE Vec<C> keep_first(Vec<C> v, int count) {
-  if (count < kLanes<C>) {
-    for (int i = count; i < kLanes<C>; ++i) v[i] = C(0);
-  }
-  return v;
-}
 
 template <class T, bool kDropout>
 void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout, int64_t n) {
@@ -61,22 +26,13 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
   T* sum_out = static_cast<T*>(p.new_residual) + n * width;
   T* normed = static_cast<T*>(p.normed) + n * width;
 
-  C factor[kChunk];
   Vec<C> sum = {};
-  for (int64_t chunk = 0; chunk < width; chunk += kChunk) {
-    if constexpr (kDropout) dropout.factors(n, chunk, factor);
-    for_columns<C>(chunk, std::min(chunk + kChunk, width), [&](int64_t e, int count) {
-      Vec<C> h = load_some(residual + e, count);
-      if constexpr (kDropout) {
-        h = fma(load_some(x + e, count), load(factor + (e - chunk)), h);
-      } else {
-        h += load_some(x + e, count);
-      }
-      store_some(sum_out + e, h, count);
-      if constexpr (sizeof(T) == 2) h = load_some(sum_out + e, count);  // the mean is that of the rounded sum
-      sum += keep_first<C>(h, count);
-    });
-  }
+  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
+    Vec<C> h = load_some(residual + e, count) + dropout_row<kDropout>(load_some(x + e, count), factor);
+    store_some(sum_out + e, h, count);
+    if constexpr (sizeof(T) == 2) h = load_some(sum_out + e, count);  // the mean is that of the rounded sum
+    sum += keep_first<C>(h, count);
+  });
   const C mean = reduce_add(sum) / static_cast<C>(width);
 
   Vec<C> squares = {};
@@ -122,18 +78,14 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
   const C g_mean = reduce_add(g_sum) / static_cast<C>(width);
   const C g_xhat_mean = reduce_add(g_xhat_sum) / static_cast<C>(width);
 
-  C factor[kChunk];
-  for (int64_t chunk = 0; chunk < width; chunk += kChunk) {
-    if constexpr (kDropout) dropout.factors(n, chunk, factor);
-    for_columns<C>(chunk, std::min(chunk + kChunk, width), [&](int64_t e, int count) {
-      const Vec<C> xhat = (load_some(h + e, count) - mean) * rstd;
-      const Vec<C> g = load_some(grad_normed + e, count) * load_some(weight + e, count);
-      Vec<C> grad_h = (g - g_mean - xhat * g_xhat_mean) * rstd;
-      if (grad_stream) grad_h += load_some(grad_stream + e, count);
-      store_some(grad_residual + e, grad_h, count);
-      if constexpr (kDropout) store_some(grad_x + e, grad_h * load(factor + (e - chunk)), count);
-    });
-  }
+  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
+    const Vec<C> xhat = (load_some(h + e, count) - mean) * rstd;
+    const Vec<C> g = load_some(grad_normed + e, count) * load_some(weight + e, count);
+    Vec<C> grad_h = (g - g_mean - xhat * g_xhat_mean) * rstd;
+    if (grad_stream) grad_h += load_some(grad_stream + e, count);
+    store_some(grad_residual + e, grad_h, count);
+    if constexpr (kDropout) store_some(grad_x + e, dropout_row<kDropout>(grad_h, factor), count);
+  });
   if (!kDropout && grad_x != grad_residual)
     std::memcpy(grad_x, grad_residual, static_cast<size_t>(width) * sizeof(T));
 }

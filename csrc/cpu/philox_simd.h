@@ -54,8 +54,8 @@ GLM_INLINE PhiloxVectors philox_lanes(uint64_t seed, uint32_t c0, uint32_t c1, u
   return {{x0, x1, x2, x3}};
 }
 
-// Multiplies 128 columns [e, e + 128) of row n by their dropout factor (0 or scale): values[k] for k < count.
-// e is a multiple of 128. C is float or double; a double vector takes half of the numbers of a 32-bit one.
+inline constexpr int64_t kDropoutChunk = 128;  // columns of a row that share Philox counters
+
 struct RowDropout {
   uint64_t seed;
   VecI threshold;
@@ -66,13 +66,14 @@ struct RowDropout {
         threshold(broadcast(static_cast<int32_t>(dropout.threshold()))),
         scale(dropout.scale()) {}
 
-  // factor[0..128): scale where the column is kept, else 0.
+  // factor[k]: scale where column e + k of row n is kept, else 0, for k < kDropoutChunk; e is a multiple of
+  // it. C is float or double.
   template <class C>
   GLM_INLINE void factors(int64_t n, int64_t e, C* factor) const {
     constexpr int kStep = kLanes<uint32_t>;  // 4, 8 or 16: divides the 16 counters of a chunk
     for (int lane = 0; lane < 16; lane += kStep) {
       const PhiloxVectors words =
-          philox_lanes(seed, static_cast<uint32_t>(e / 128 * 16 + lane), static_cast<uint32_t>(n),
+          philox_lanes(seed, static_cast<uint32_t>(e / kDropoutChunk * 16 + lane), static_cast<uint32_t>(n),
                        static_cast<uint32_t>(static_cast<uint64_t>(n) >> 32), 0u);
       for (int t = 0; t < 8; ++t) {
         const VecU number = t % 2 ? words.word[t / 2] >> 16 : words.word[t / 2] & 0xffffu;

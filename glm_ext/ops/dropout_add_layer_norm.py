@@ -183,6 +183,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
+@first_order_only
 def _registered_backward(ctx: Any, grad_normed: Tensor | None, grad_new_residual: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     op = torch.ops.glm_ext.dropout_add_layer_norm_backward
     return (*_gradients(op, ctx, grad_normed, grad_new_residual), None, None, None)
