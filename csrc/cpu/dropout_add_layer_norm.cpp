@@ -50,7 +50,12 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
   static_cast<C*>(p.rstd)[n] = rstd;
 }
 
-// Adds row n's part of the weight and bias gradients to weight_sum and bias_sum, [E] each.
+template <class T>
+GLM_INLINE T* row_or_null(void* matrix, int64_t n, int64_t width) {
+  return matrix ? static_cast<T*>(matrix) + n * width : nullptr;
+}
+
+// Also adds row n's part of the weight and bias gradients to weight_sum and bias_sum, [E] each, unless null.
 template <class T, bool kDropout>
 void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropout, int64_t n,
                   Compute<T>* weight_sum, Compute<T>* bias_sum) {
@@ -61,8 +66,8 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
       p.grad_new_residual ? static_cast<const T*>(p.grad_new_residual) + n * width : nullptr;
   const T* h = static_cast<const T*>(p.new_residual) + n * width;
   const T* weight = static_cast<const T*>(p.weight);
-  T* grad_x = static_cast<T*>(p.grad_x) + n * width;
-  T* grad_residual = static_cast<T*>(p.grad_residual) + n * width;
+  T* grad_x = row_or_null<T>(p.grad_x, n, width);
+  T* grad_residual = row_or_null<T>(p.grad_residual, n, width);
   const C mean = static_cast<const C*>(p.mean)[n], rstd = static_cast<const C*>(p.rstd)[n];
 
   Vec<C> g_sum = {}, g_xhat_sum = {};
@@ -72,9 +77,12 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
     const Vec<C> g = keep_first<C>(dy * load_some(weight + e, count), count);
     g_sum += g;
     g_xhat_sum = fma(g, xhat, g_xhat_sum);
-    store_some(weight_sum + e, fma(dy, xhat, load_some(weight_sum + e, count)), count);
-    store_some(bias_sum + e, load_some(bias_sum + e, count) + dy, count);
+    if (weight_sum) {
+      store_some(weight_sum + e, fma(dy, xhat, load_some(weight_sum + e, count)), count);
+      store_some(bias_sum + e, load_some(bias_sum + e, count) + dy, count);
+    }
   });
+  if (!grad_x && !grad_residual) return;
   const C g_mean = reduce_add(g_sum) / static_cast<C>(width);
   const C g_xhat_mean = reduce_add(g_xhat_sum) / static_cast<C>(width);
 
@@ -83,11 +91,21 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
     const Vec<C> g = load_some(grad_normed + e, count) * load_some(weight + e, count);
     Vec<C> grad_h = (g - g_mean - xhat * g_xhat_mean) * rstd;
     if (grad_stream) grad_h += load_some(grad_stream + e, count);
-    store_some(grad_residual + e, grad_h, count);
-    if constexpr (kDropout) store_some(grad_x + e, dropout_row<kDropout>(grad_h, factor), count);
+    if (grad_residual) store_some(grad_residual + e, grad_h, count);
+    if (grad_x) store_some(grad_x + e, dropout_row<kDropout>(grad_h, factor), count);
   });
-  if (!kDropout && grad_x != grad_residual)
-    std::memcpy(grad_x, grad_residual, static_cast<size_t>(width) * sizeof(T));
+}
+
+// out[e] = sum over the partials, in order, of workspace[partial][which][e].
+template <class T>
+void sum_partials(const DropoutAddLayerNormBackward& p, int64_t partials, int which, T* out) {
+  using C = Compute<T>;
+  const C* first = static_cast<const C*>(p.workspace) + which * p.width;
+  for_columns<C>(0, p.width, [&](int64_t e, int count) {
+    Vec<C> sum = {};
+    for (int64_t part = 0; part < partials; ++part) sum += load_some(first + part * 2 * p.width + e, count);
+    store_some(out + e, sum, count);
+  });
 }
 
 }  // namespace
@@ -110,24 +128,22 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& p) {
   visit_floating(p.dtype, [&]<class T>(Type<T>) {
     using C = Compute<T>;
     C* workspace = static_cast<C*>(p.workspace);
-    visit_bool(p.dropout.active(), [&](auto has_dropout) {
+    visit_bool(p.dropout.active() && p.grad_x, [&](auto has_dropout) {
       parallel_for(partials, p.threads, [&](int64_t part) {
-        C* weight_sum = workspace + part * 2 * p.width;
-        C* bias_sum = weight_sum + p.width;
-        std::fill(weight_sum, weight_sum + 2 * p.width, C(0));
+        C *weight_sum = nullptr, *bias_sum = nullptr;
+        if (p.grad_weight) {
+          weight_sum = workspace + part * 2 * p.width;
+          bias_sum = weight_sum + p.width;
+          std::fill(weight_sum, weight_sum + 2 * p.width, C(0));
+        }
         const int64_t begin = part * p.rows / partials, end = (part + 1) * p.rows / partials;
         for (int64_t n = begin; n < end; ++n)
           backward_row<T, has_dropout.value>(p, dropout, n, weight_sum, bias_sum);
       });
     });
-    T* grads[2] = {static_cast<T*>(p.grad_weight), static_cast<T*>(p.grad_bias)};
-    for (int which = 0; which < 2; ++which) {
-      for_columns<C>(0, p.width, [&](int64_t e, int count) {
-        Vec<C> sum = {};
-        for (int64_t part = 0; part < partials; ++part)
-          sum += load_some(workspace + (part * 2 + which) * p.width + e, count);
-        store_some(grads[which] + e, sum, count);
-      });
+    if (p.grad_weight) {
+      sum_partials(p, partials, 0, static_cast<T*>(p.grad_weight));
+      sum_partials(p, partials, 1, static_cast<T*>(p.grad_bias));
     }
   });
 }

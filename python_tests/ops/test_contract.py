@@ -44,7 +44,10 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return poisoned
 
-    for owner, names in ((torch, ("empty", "empty_like", "empty_strided")), (Tensor, ("new_empty", "new_empty_strided"))):
+    for owner, names in (
+        (torch, ("empty", "empty_like", "empty_strided")),
+        (Tensor, ("new_empty", "new_empty_strided")),
+    ):
         for name in names:
             monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
 
@@ -60,7 +63,9 @@ def assert_same_bits(ours: tuple[Tensor | None, ...], expected: tuple[Tensor | N
     for i, (a, b) in enumerate(zip(ours, expected, strict=True)):
         assert (a is None) == (b is None), f"tensor {i}: {a} against {b}"
         if a is not None and b is not None:
-            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=i: f"tensor {i}: {m}")
+            torch.testing.assert_close(
+                a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=i: f"tensor {i}: {m}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------ values
@@ -218,7 +223,8 @@ def test_opcheck(sample: Sample) -> None:
         inputs = call.args
         if is_forward:
             inputs = tuple(
-                t.clone().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t for t in call.args
+                t.clone().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t
+                for t in call.args
             )
         opcheck(call.op, inputs)
 
@@ -257,10 +263,17 @@ def test_autocast(sample: Sample, dtype: torch.dtype, path: None) -> None:
     leaves = sample.leaves(arguments)
     with torch.autocast("cpu", dtype=dtype):
         ours, composite = sample(*arguments), sample.truth(*arguments)
-    exact = [t.detach().double().requires_grad_() if i in sample.differentiable else t for i, t in enumerate(arguments)]
+    exact = [
+        t.detach().double().requires_grad_() if i in sample.differentiable else t
+        for i, t in enumerate(arguments)
+    ]
     truth = sample.truth(*exact)
     _assert_no_worse(ours, composite, truth, dtype, FORWARD)
-    ours, composite, truth = gradients(ours, leaves), gradients(composite, leaves), gradients(truth, sample.leaves(exact))
+    ours, composite, truth = (
+        gradients(ours, leaves),
+        gradients(composite, leaves),
+        gradients(truth, sample.leaves(exact)),
+    )
     _assert_no_worse(ours, composite, truth, dtype, BACKWARD)
 
 
@@ -269,7 +282,9 @@ def _assert_no_worse(ours: Any, composite: Any, truth: Any, dtype: torch.dtype, 
         assert a.dtype == b.dtype, f"tensor {i}: {a.dtype}, torch's own composite gives {b.dtype}"
         error, theirs = ((t.double() - c).abs().max().item() for t in (a, b))
         allowed = factor * theirs + FEW_EPS * torch.finfo(dtype).eps * c.abs().max().item()
-        assert error <= allowed, f"tensor {i}: error {error:.3g}, composite {theirs:.3g}, allowed {allowed:.3g}"
+        assert error <= allowed, (
+            f"tensor {i}: error {error:.3g}, composite {theirs:.3g}, allowed {allowed:.3g}"
+        )
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
