@@ -113,14 +113,32 @@ def _dropout_add_layer_norm_inputs(batch: int) -> list[Any]:
     return [torch.randn(batch, 3, 19), torch.randn(batch, 3, 19), torch.randn(19), torch.randn(19)]
 
 
+def _embedding_2d_inputs(batch: int) -> list[Any]:
+    ids = [torch.randint(0, rows, (batch, 5)) for rows in (11, 7, 3)]
+    return [*ids, torch.randn(11, 19), torch.randn(7, 19), torch.randn(3, 19)]
+
+
 SAMPLES = [
-    Sample(
-        name=f"dropout_add_layer_norm-{p}",
-        op=ops.dropout_add_layer_norm,
-        reference=reference.dropout_add_layer_norm,
-        inputs=_dropout_add_layer_norm_inputs,
-        differentiable=(0, 1, 2, 3),
-        kwargs={"dropout_p": p},
-    )
-    for p in (0.0, 0.1)
+    *(
+        Sample(
+            name=f"dropout_add_layer_norm-{p}",
+            op=ops.dropout_add_layer_norm,
+            reference=reference.dropout_add_layer_norm,
+            inputs=_dropout_add_layer_norm_inputs,
+            differentiable=(0, 1, 2, 3),
+            kwargs={"dropout_p": p},
+        )
+        for p in (0.0, 0.1)
+    ),
+    *(
+        Sample(
+            name=f"embedding_2d-{p}",
+            op=ops.embedding_2d,
+            reference=reference.embedding_2d,
+            inputs=_embedding_2d_inputs,
+            differentiable=(3, 4, 5),
+            kwargs={"dropout_p": p},
+        )
+        for p in (0.0, 0.1)
+    ),
 ]
