@@ -14,6 +14,8 @@ const Kernels kKernels = {
     .fma_peak = fma_peak,
     .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
+    .embedding_2d_forward = embedding_2d_forward,
+    .embedding_2d_backward = embedding_2d_backward,
 };
 
 }  // namespace glm::cpu::GLM_ISA
