@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 void glm::register_info(py::module_& m) {
   m.def(
@@ -11,6 +12,13 @@ void glm::register_info(py::module_& m) {
       "The instruction set of the CPU kernels in force.");
   m.def("isas_built", &cpu::isas_built, "The instruction sets that this build holds, best first.");
   m.def("isas_supported", &cpu::isas_supported, "Those of them that this machine runs.");
+  m.def(
+      "fma_peak",
+      [](int threads) {
+        const py::gil_scoped_release release;
+        return cpu::kernels().fma_peak(threads);
+      },
+      "threads"_a, "Measured float multiply-add peak of this machine, GFLOP/s.");
   m.def("compiler", [] { return std::string(GLM_COMPILER); }, "The compiler that built the extension.");
   m.def(
       "cuda_architectures", [] { return std::string(GLM_CUDA_ARCHITECTURES); },

@@ -5,6 +5,8 @@
 
 namespace glm::cpu::GLM_ISA {
 
+double fma_peak(int threads);
+
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward&);
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&);
 

@@ -11,6 +11,7 @@ namespace glm::cpu::GLM_ISA {
 extern const Kernels kKernels;
 const Kernels kKernels = {
     .isa = GLM_EXPAND_STRING(GLM_ISA),
+    .fma_peak = fma_peak,
     .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
 };

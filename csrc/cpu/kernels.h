@@ -11,6 +11,7 @@ namespace glm::cpu {
 
 struct Kernels {
   const char* isa;
+  double (*fma_peak)(int threads);  // GFLOP/s, float
   void (*dropout_add_layer_norm_forward)(const DropoutAddLayerNormForward&);
   void (*dropout_add_layer_norm_backward)(const DropoutAddLayerNormBackward&);
 };
