@@ -13,6 +13,7 @@ const Kernels kKernels = {
     .isa = GLM_EXPAND_STRING(GLM_ISA),
     .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
+    .linear_cross_entropy = linear_cross_entropy,
 };
 
 }  // namespace glm::cpu::GLM_ISA
