@@ -20,6 +20,7 @@ namespace glm::cpu::GLM_ISA {
 namespace {
 
 constexpr int64_t kMaxRows = kLinearCrossEntropyMaxRows;
+constexpr int64_t kVocabPart = 2048;
 
 // The rows of one chunk: where they are, what they count, what they lose.
 template <class C>
@@ -152,10 +153,13 @@ class Run {
             Store<C>{static_cast<C*>(p_.grad_weight), p_.width, nullptr, !first}, p_.threads);
   }
 
-  // Through rows_, which nothing needs any more.
+  // Through rows_, which nothing needs any more. The vocabulary is taken in parts: in one chain of V sums the many
+  // small probabilities would be lost against what is already there.
   void write_hidden_gradient(const Chunk<C>& chunk) const {
-    gemm<C>(chunk.count, p_.width, p_.vocab, Operand<C>{logits_, stride_, 1}, Operand<T>{weight(), 1, p_.width},
-            Store<C>{rows_, p_.width}, p_.threads);
+    for (int64_t v = 0; v < p_.vocab; v += kVocabPart)
+      gemm<C>(chunk.count, p_.width, std::min(kVocabPart, p_.vocab - v), Operand<C>{logits_ + v, stride_, 1},
+              Operand<T>{weight() + v * p_.width, 1, p_.width}, Store<C>{rows_, p_.width, nullptr, v > 0},
+              p_.threads);
     for (int64_t i = 0; i < chunk.count; ++i)
       std::copy_n(rows_ + i * p_.width, p_.width, grad_hidden(chunk.row[i]));
   }
