@@ -16,6 +16,7 @@ const Kernels kKernels = {
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
     .embedding_2d_forward = embedding_2d_forward,
     .embedding_2d_backward = embedding_2d_backward,
+    .linear_cross_entropy = linear_cross_entropy,
 };
 
 }  // namespace glm::cpu::GLM_ISA

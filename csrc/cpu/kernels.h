@@ -7,6 +7,7 @@
 
 #include "ops/dropout_add_layer_norm.h"
 #include "ops/embedding_2d.h"
+#include "ops/linear_cross_entropy.h"
 
 namespace glm::cpu {
 
@@ -17,6 +18,7 @@ struct Kernels {
   void (*dropout_add_layer_norm_backward)(const DropoutAddLayerNormBackward&);
   EmbeddingFault (*embedding_2d_forward)(const Embedding2DForward&);
   EmbeddingFault (*embedding_2d_backward)(const Embedding2DBackward&);
+  void (*linear_cross_entropy)(const LinearCrossEntropy&);
 };
 
 // The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA
