@@ -13,6 +13,8 @@ const Kernels kKernels = {
     .isa = GLM_EXPAND_STRING(GLM_ISA),
     .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
+    .span_attention_forward = span_attention_forward,
+    .span_attention_backward = span_attention_backward,
 };
 
 }  // namespace glm::cpu::GLM_ISA

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/dropout_add_layer_norm.h"
+#include "ops/span_attention.h"
 
 namespace glm::cpu {
 
@@ -13,6 +14,8 @@ struct Kernels {
   const char* isa;
   void (*dropout_add_layer_norm_forward)(const DropoutAddLayerNormForward&);
   void (*dropout_add_layer_norm_backward)(const DropoutAddLayerNormBackward&);
+  void (*span_attention_forward)(const SpanAttentionForward&);
+  void (*span_attention_backward)(const SpanAttentionBackward&);
 };
 
 // The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA

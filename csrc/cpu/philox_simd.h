@@ -34,10 +34,15 @@ struct PhiloxVectors {
   VecU word[4];
 };
 
-// Lane l has counter (c0 + l, c1, c2, c3).
-GLM_INLINE PhiloxVectors philox_lanes(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
-  VecU x0 = broadcast(c0), x1 = broadcast(c1), x2 = broadcast(c2), x3 = broadcast(c3);
-  for (int i = 0; i < kLanes<uint32_t>; ++i) x0[i] += static_cast<uint32_t>(i);
+// x, x + 1, x + 2, ...
+GLM_INLINE VecU count_from(uint32_t x) {
+  VecU lanes = {};
+  for (int i = 0; i < kLanes<uint32_t>; ++i) lanes[i] = static_cast<uint32_t>(i);
+  return lanes + x;
+}
+
+// Each lane its own counter.
+GLM_INLINE PhiloxVectors philox_vectors(uint64_t seed, VecU x0, VecU x1, VecU x2, VecU x3) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
 #pragma GCC unroll 8
   for (int round = 0; round < kPhiloxRounds; ++round) {
@@ -52,6 +57,11 @@ GLM_INLINE PhiloxVectors philox_lanes(uint64_t seed, uint32_t c0, uint32_t c1, u
     key1 += kPhiloxWeyl1;
   }
   return {{x0, x1, x2, x3}};
+}
+
+// Lane l has counter (c0 + l, c1, c2, c3).
+GLM_INLINE PhiloxVectors philox_lanes(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+  return philox_vectors(seed, count_from(c0), broadcast(c1), broadcast(c2), broadcast(c3));
 }
 
 // Multiplies 128 columns [e, e + 128) of row n by their dropout factor (0 or scale): values[k] for k < count.
@@ -86,6 +96,35 @@ struct RowDropout {
         }
       }
     }
+  }
+};
+
+// Which attention probabilities of one head are kept, a vector of queries at a time. Lanes are row counters
+// (core/philox.h): word w of lane l belongs to key j + 16 w and, its low half, to query i0 + l / 8 * 16 + l % 8,
+// its high half to the query eight further on.
+struct AttentionDropout {
+  uint64_t seed;
+  uint32_t head, sequence;
+  uint32_t threshold;
+
+  AttentionDropout(const Dropout& dropout, int64_t b, int64_t h)
+      : seed(dropout.seed),
+        head(static_cast<uint32_t>(h)),
+        sequence(static_cast<uint32_t>(b)),
+        threshold(dropout.threshold()) {}
+
+  // The lanes' counters start at `row_counter` = i / 16 * 8 + i % 8; 16 divides j / 64 * 64 + ... of the key.
+  GLM_INLINE PhiloxVectors numbers(uint32_t row_counter, int64_t j) const {
+    return philox_vectors(seed, broadcast(static_cast<uint32_t>(j / 64 * 16 + j % 16)), count_from(row_counter),
+                          broadcast(head), broadcast(sequence));
+  }
+
+  // Kept elements of x, zero elsewhere; `number` is a word of numbers(), kHigh its half.
+  template <bool kHigh>
+  GLM_INLINE VecF keep(VecU word, VecF x) const {
+    const VecI number = reinterpret_cast<VecI>(kHigh ? word >> 16 : word & 0xffffu);
+    const VecI kept = number < static_cast<int32_t>(threshold);
+    return reinterpret_cast<VecF>(kept & reinterpret_cast<VecI>(x));
   }
 };
 
