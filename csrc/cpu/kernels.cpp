@@ -17,6 +17,8 @@ const Kernels kKernels = {
     .embedding_2d_forward = embedding_2d_forward,
     .embedding_2d_backward = embedding_2d_backward,
     .linear_cross_entropy = linear_cross_entropy,
+    .span_attention_forward = span_attention_forward,
+    .span_attention_backward = span_attention_backward,
 };
 
 }  // namespace glm::cpu::GLM_ISA
