@@ -32,7 +32,7 @@ def test_python_runs(page: Path) -> None:
         for block in FENCED.finditer(text):
             if block[1] == "python":
                 line = text.count("\n", 0, block.start(2))
-                exec(compile("\n" * line + block[2], str(page), "exec"), names)  # noqa: S102
+                exec(compile("\n" * line + block[2], str(page), "exec"), names)
     finally:
         torch.set_default_dtype(dtype)
 
