@@ -2,6 +2,8 @@
 #pragma once
 
 #include "ops/dropout_add_layer_norm.h"
+#include "ops/embedding_2d.h"
+#include "ops/linear_cross_entropy.h"
 
 namespace glm::cpu::GLM_ISA {
 
@@ -9,5 +11,9 @@ double fma_peak(int threads);
 
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward&);
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&);
+void linear_cross_entropy(const LinearCrossEntropy&);
+
+EmbeddingFault embedding_2d_forward(const Embedding2DForward&);
+EmbeddingFault embedding_2d_backward(const Embedding2DBackward&);
 
 }  // namespace glm::cpu::GLM_ISA

@@ -76,6 +76,12 @@ GLM_INLINE void store(Lane* p, Vec<Lane> v) {
 // The first `count` lanes (0 <= count <= kLanes); the others read as zero and are not touched in memory.
 template <class Lane>
 GLM_INLINE Vec<Lane> load_first(const Lane* p, int count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(Lane) == 4) return reinterpret_cast<Vec<Lane>>(_mm512_maskz_loadu_epi32(mask, p));
+  if constexpr (sizeof(Lane) == 8)
+    return reinterpret_cast<Vec<Lane>>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), p));
+#endif
   Lane lanes[kLanes<Lane>] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(Lane));
   return load(lanes);
@@ -83,6 +89,13 @@ GLM_INLINE Vec<Lane> load_first(const Lane* p, int count) {
 
 template <class Lane>
 GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(Lane) == 4)
+    return _mm512_mask_storeu_epi32(p, mask, reinterpret_cast<__m512i>(v));
+  if constexpr (sizeof(Lane) == 8)
+    return _mm512_mask_storeu_epi64(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512i>(v));
+#endif
   Lane lanes[kLanes<Lane>];
   store(lanes, v);
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(Lane));
@@ -227,6 +240,7 @@ GLM_INLINE void store_as(T* p, Vec<Compute<T>> v) {
 
 template <class T>
 GLM_INLINE Vec<Compute<T>> load_as_first(const T* p, int count) {
+  if constexpr (std::is_same_v<T, Compute<T>>) return load_first(p, count);
   T lanes[kLanes<Compute<T>>] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(T));
   return load_as(lanes);
@@ -234,6 +248,7 @@ GLM_INLINE Vec<Compute<T>> load_as_first(const T* p, int count) {
 
 template <class T>
 GLM_INLINE void store_as_first(T* p, Vec<Compute<T>> v, int count) {
+  if constexpr (std::is_same_v<T, Compute<T>>) return store_first(p, v, count);
   T lanes[kLanes<Compute<T>>];
   store_as(lanes, v);
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
