@@ -49,5 +49,5 @@ def _overview() -> str:
     return "\n".join(["usage: glm-ext COMMAND ...   (glm-ext COMMAND --help)", "", *lines])
 
 
-def _show_warning(message: Warning | str, *rest: object) -> None:
+def _show_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
     print(f"glm-ext: warning: {message}", file=sys.stderr)

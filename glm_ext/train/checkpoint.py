@@ -117,7 +117,9 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     safetensors = require("safetensors.torch", extra="train")
 
     def write_tensors(name: str, tensors: Mapping[str, Tensor]) -> None:
-        safetensors.save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
+        safetensors.save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name
+        )
 
     def write_text(name: str, text: str) -> None:
         (folder / name).write_text(text, encoding="utf-8")

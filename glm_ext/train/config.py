@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
@@ -50,13 +51,17 @@ class ModelConfig:
 class DataConfig:
     """Which text, and how it is cut into examples."""
 
-    path: str | None = _setting(None, "a .txt file or a folder of them; null: the documentation inside Python")
+    path: str | None = _setting(
+        None, "a .txt file or a folder of them; null: the documentation inside Python"
+    )
     vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text")
     seq_length: int = _setting(128, "text tokens of an example, before spans are cut out")
     held_out: float = _setting(0.05, "part of the documents that is never trained on")
 
     def __post_init__(self) -> None:
-        _expect(self.vocab_size >= 300, "data.vocab_size", "at least 300 (256 bytes + special)", self.vocab_size)
+        _expect(
+            self.vocab_size >= 300, "data.vocab_size", "at least 300 (256 bytes + special)", self.vocab_size
+        )
         _expect(self.seq_length >= 8, "data.seq_length", "at least 8", self.seq_length)
         _expect(0 < self.held_out < 1, "data.held_out", "a part between 0 and 1", self.held_out)
 
@@ -76,7 +81,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _expect(self.lr > 0, "optim.lr", "more than 0", self.lr)
         _expect(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optim.betas", "two in [0, 1)", self.betas
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "optim.betas",
+            "two in [0, 1)",
+            self.betas,
         )
         _expect(self.eps > 0, "optim.eps", "more than 0", self.eps)
         _expect(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
@@ -115,7 +123,9 @@ class TrainConfig:
     threads: int | None = _setting(None, "CPU threads; null: as torch finds")
 
     def __post_init__(self) -> None:
-        counts = "steps batch_size accumulation eval_every eval_batches save_every keep_last log_every max_skipped"
+        counts = (
+            "steps batch_size accumulation eval_every eval_batches save_every keep_last log_every max_skipped"
+        )
         for name in counts.split():
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _expect(0 <= self.seed < 2**63, "seed", "a number in [0, 2**63)", self.seed)
@@ -164,7 +174,9 @@ def setting_names() -> list[str]:
 def config_parser(prog: str = "glm-ext pretrain", description: str = "") -> ArgumentParser:
     """A parser with one option per setting; it reads YAML files by the same declarations."""
     jsonargparse = require("jsonargparse", extra="train")
-    parser: ArgumentParser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser: ArgumentParser = jsonargparse.ArgumentParser(
+        prog=prog, description=description, exit_on_error=False
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for key, hint, declared in _leaves(TrainConfig):
         default = declared.default_factory() if callable(declared.default_factory) else declared.default
@@ -200,10 +212,12 @@ def config_errors(also: Sequence[str] = ()) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except Exception as error:
+    except (ArgumentError, TypeError, KeyError, ValueError) as error:  # all that jsonargparse raises
         if found := _UNKNOWN_KEY.search(str(error)):
             key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
-            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, [*setting_names(), *also])}") from None
+            raise ConfigError(
+                f"there is no setting {key!r}{did_you_mean(key, [*setting_names(), *also])}"
+            ) from None
         raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from glm_ext.train.extras import require
 from glm_ext.train.log import read_metrics
@@ -23,7 +25,12 @@ def plot_loss(run: Path) -> Path:
     held_out = [(row["step"], row["held_out_loss"]) for row in rows if row.get("held_out_loss") is not None]
     unigram = next((row["unigram_loss"] for row in rows if "unigram_loss" in row), None)
 
-    style = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": _INK, "axes.labelcolor": _MUTED}
+    style: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "text.color": _INK,
+        "axes.labelcolor": _MUTED,
+    }
     style |= {"xtick.color": _MUTED, "ytick.color": _MUTED, "axes.edgecolor": _GRID}
     with pyplot.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
@@ -39,7 +46,9 @@ def plot_loss(run: Path) -> Path:
             ends.append((smooth[-1], f"training {smooth[-1]:.2f}", _TRAIN))
         if held_out:
             steps, losses = zip(*held_out, strict=True)
-            axes.plot(steps, losses, color=_HELD_OUT, linewidth=1.8, marker="o", markersize=3.5, clip_on=False)
+            axes.plot(
+                steps, losses, color=_HELD_OUT, linewidth=1.8, marker="o", markersize=3.5, clip_on=False
+            )
             ends.append((losses[-1], f"held-out {losses[-1]:.2f}", _HELD_OUT))
         if unigram is not None:
             axes.axhline(unigram, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -48,7 +57,12 @@ def plot_loss(run: Path) -> Path:
         apart = 0.055 * (axes.get_ylim()[1] - axes.get_ylim()[0])
         for height, (_, text, colour) in zip(spread([e[0] for e in ends], apart), ends, strict=True):
             axes.annotate(
-                text, (1.015, height), xycoords=("axes fraction", "data"), color=colour, va="center", weight="bold"
+                text,
+                (1.015, height),
+                xycoords=("axes fraction", "data"),
+                color=colour,
+                va="center",
+                weight="bold",
             )
         axes.set_xlabel("step")
         axes.set_title("Loss, nats per target token", loc="left", fontsize=11, fontweight="bold", pad=12)
@@ -67,7 +81,7 @@ def spread(heights: Sequence[float], apart: float) -> list[float]:
     """
     placed = list(heights)
     order = sorted(range(len(placed)), key=placed.__getitem__)
-    for below, above in zip(order, order[1:], strict=False):
+    for below, above in pairwise(order):
         placed[above] = max(placed[above], placed[below] + apart)
     return placed
 
