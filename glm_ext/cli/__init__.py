@@ -1,8 +1,9 @@
 """The command line: `glm-ext COMMAND ...`.
 
-A command is a module of this package with main(arguments) -> exit code; it is imported only when called, so that
-`glm-ext info` runs where nothing but torch is installed. Exit codes: 0 done, 1 the run failed, 2 the user can mend it,
-128 + n stopped by signal n.
+A command is a module of this package with main(arguments) -> exit code; it is imported only when called, so
+that `glm-ext info` runs where nothing but torch is installed.
+
+Exit codes: 0 done, 1 the run failed, 2 the user can mend it, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; what the user can mend is said in one line, without a traceback."""
+    """Runs a command and returns its exit code; what the user can mend is one line, not a traceback."""
     warnings.showwarning = _show_warning
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help"):

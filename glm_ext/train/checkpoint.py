@@ -8,8 +8,8 @@
     state.json              step and counters
     manifest.json           size and SHA-256 of each file above
 
-A checkpoint is written into a hidden folder, flushed to the disk and renamed, so a crash at any moment leaves the
-earlier ones as they were. Each read compares the files with the manifest first. Nothing is pickled.
+A checkpoint is written into a hidden folder, flushed to the disk and renamed, so a crash at any moment leaves
+the earlier ones as they were. Each read compares the files with the manifest first. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def load_checkpoint(path: Path) -> tuple[Checkpoint, Path]:
     """Loads a checkpoint, or the newest good one of a run folder, and says which it is.
 
     Args:
-        path: RUN or RUN/step-N. Damaged checkpoints of a run folder are passed over with a warning; one that was
-            asked for by name is refused.
+        path: RUN or RUN/step-N. Damaged checkpoints of a run folder are passed over with a warning; one that
+            was asked for by name is refused.
 
     Raises:
         CheckpointError: no such folder, no checkpoint in it, or none that is whole.

@@ -1,7 +1,7 @@
 """What one training run is made of: frozen dataclasses, checked when made, stored as config.yaml.
 
-A setting is declared once, with its default and its help. YAML keys and command-line options are both read off the
-declarations, so `--optim.lr 1e-3`, `optim: {lr: 1e-3}` and `OptimConfig(lr=1e-3)` are the same thing.
+A setting is declared once, with its default and its help. YAML keys and command-line options are both read
+off the declarations, so `--optim.lr 1e-3`, `optim: {lr: 1e-3}` and `OptimConfig(lr=1e-3)` are the same thing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from glm_ext.config import PRESETS, GLMConfig
 from glm_ext.train.extras import require
 
 if TYPE_CHECKING:
@@ -45,6 +46,26 @@ class ModelConfig:
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "GLMConfig fields, as in --model.overrides.num_layers 6"}
     )
+
+    def __post_init__(self) -> None:
+        known = [declared.name for declared in fields(GLMConfig)]
+        if self.preset not in PRESETS:
+            raise ConfigError(f"model.preset: expected one of {', '.join(PRESETS)}, got {self.preset!r}")
+        for name in self.overrides:
+            if name not in known:
+                raise ConfigError(
+                    f"model.overrides: GLMConfig has no field {name!r}{did_you_mean(name, known)}"
+                )
+
+    def build(self, vocab_size: int) -> GLMConfig:
+        """The GLMConfig for a tokenizer whose ids, padding rows included, are below vocab_size."""
+        try:
+            config = GLMConfig.preset(self.preset, **{"vocab_size": vocab_size, **self.overrides})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.overrides: {error}") from error
+        needed = f"at least {vocab_size}, which the tokenizer needs"
+        _expect(config.vocab_size >= vocab_size, "model.overrides.vocab_size", needed, config.vocab_size)
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +162,7 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """The inverse of to_dict; a missing key takes its default, an unknown one is refused."""
         parser = config_parser()
-        with config_errors():
+        with config_errors(setting_names()):
             return from_namespace(parser.parse_object(dict(values)))
 
     def to_yaml(self, path: Path) -> None:
@@ -153,7 +174,7 @@ class TrainConfig:
         parser = config_parser()
         if not path.is_file():
             raise ConfigError(f"{path}: there is no such configuration file")
-        with config_errors():
+        with config_errors(setting_names()):
             return from_namespace(parser.parse_path(str(path)))
 
 
@@ -206,7 +227,7 @@ _UNKNOWN_KEY = re.compile(
 
 
 @contextmanager
-def config_errors(also: Sequence[str] = ()) -> Iterator[None]:
+def config_errors(known: Sequence[str]) -> Iterator[None]:
     """Turns what jsonargparse raises into one line, with the nearest existing key for a misspelt one."""
     try:
         yield
@@ -215,9 +236,7 @@ def config_errors(also: Sequence[str] = ()) -> Iterator[None]:
     except (ArgumentError, TypeError, KeyError, ValueError) as error:  # all that jsonargparse raises
         if found := _UNKNOWN_KEY.search(str(error)):
             key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
-            raise ConfigError(
-                f"there is no setting {key!r}{did_you_mean(key, [*setting_names(), *also])}"
-            ) from None
+            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}") from None
         raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
 
 

@@ -16,9 +16,9 @@ def require(module: str, *, extra: str) -> Any:
     Example:
         >>> require("json", extra="train").loads("[1]")
         [1]
-        >>> require("no_such_module", extra="train")
+        >>> require("missing", extra="train")
         Traceback (most recent call last):
-        glm_ext.train.extras.MissingExtra: no_such_module is not installed; get it with: pip install "glm_ext[train]"
+        glm_ext.train.extras.MissingExtra: missing is not installed; get it with: pip install "glm_ext[train]"
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Where a run writes what happens: metrics.jsonl and TensorBoard always, a progress bar or plain lines to read."""
+"""What a run records: metrics.jsonl and TensorBoard always, and a progress bar or plain lines to read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class RunLog:
 
     RUN/metrics.jsonl has one JSON object a line, told apart by their keys:
 
-        {"step", "loss", "lr", "grad_norm", "tokens_per_second", "tokens"}     a step
-        {"step", "skipped"}                                                    a step whose loss or gradient was not finite
-        {"step", "held_out_loss"}                                              an evaluation
-        {"step", "unigram_loss"}                                               the baseline, once
+        {"step", "loss", "lr", "grad_norm", "tokens_per_second", "tokens"}   a step
+        {"step", "skipped"}          a step whose loss or gradient was not finite
+        {"step", "held_out_loss"}    an evaluation
+        {"step", "unigram_loss"}     the baseline, once
 
     A resumed run drops the rows past the checkpoint it starts from, so no step is there twice.
     """

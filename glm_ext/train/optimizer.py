@@ -16,8 +16,8 @@ _FUSED_DEVICES = {"cpu", "cuda"}
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW in two groups: matrices and embedding tables decay, vectors (biases, LayerNorm) do not.
 
-    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, algorithm 2; the grouping is that of the
-    public GLM code, which decays the embeddings too.
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, algorithm 2; the grouping is that of
+    the public GLM code, which decays the embeddings too.
 
     Example:
         >>> optimizer = build_optimizer(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), OptimConfig())
@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """{parameter name + "." + key: tensor}; rates and groups are not in it, as they follow from the config."""
+    """{parameter name + "." + key: tensor}, without rates and groups, which follow from the config."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()

@@ -15,7 +15,7 @@ _TRAIN, _HELD_OUT = "#2f6fdb", "#e8590c"
 
 
 def plot_loss(run: Path) -> Path:
-    """Draws RUN/loss.png from RUN/metrics.jsonl: training loss, held-out loss, and the unigram loss to beat."""
+    """Draws RUN/loss.png from RUN/metrics.jsonl: training and held-out loss, and the unigram loss to beat."""
     matplotlib = require("matplotlib", extra="train")
     matplotlib.use("Agg")  # no display needed
     from matplotlib import pyplot

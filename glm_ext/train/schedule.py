@@ -20,7 +20,8 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup: float, min_rati
     Source: Loshchilov and Hutter, SGDR, equation 5; GLM's recipes use m = 0.05 and warmup = 0.05.
 
     Example:
-        >>> [round(learning_rate(t, peak=1.0, steps=10, warmup=0.2, min_ratio=0.1), 3) for t in (0, 1, 2, 6, 10, 99)]
+        >>> settings = {"peak": 1.0, "steps": 10, "warmup": 0.2, "min_ratio": 0.1}
+        >>> [round(learning_rate(t, **settings), 3) for t in (0, 1, 2, 6, 10, 99)]
         [0.5, 1.0, 1.0, 0.55, 0.1, 0.1]
     """
     warmup_steps = int(warmup * steps)

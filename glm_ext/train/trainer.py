@@ -3,9 +3,9 @@
     for step in ...:
         batches -> loss over all targets of the step -> gradients -> clip -> AdamW
 
-A run resumed from its checkpoint at step N goes on with the very bits that it would have had without the stop: the
-examples and the learning rate follow from the step, and the parameters, AdamW's moments and the generator that dropout
-draws its seeds from are in the checkpoint.
+A run resumed from its checkpoint at step N goes on with the very bits it would have had without the stop: the
+examples and the learning rate follow from the step, and the parameters, AdamW's moments and the generator
+that dropout draws its seeds from are in the checkpoint.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Trainer:
     """Trains a GLM.
 
     Args:
-        model: on the device to train on; its loss(batch) is the mean over the batch's targets, weighted by loss_mask.
-        batch_at: (step, micro step) -> Batch, a pure function: nothing about the data has to be remembered.
+        model: on the device to train on; its loss(batch) is the mean over the batch's targets, by loss_mask.
+        batch_at: (step, micro step) -> Batch, a pure function: there is no position in the data to remember.
         held_out: the batches that every evaluation looks at.
         run: folder of the run; checkpoints go into it as step-N.
         log: an entered RunLog.
@@ -84,7 +84,7 @@ class Trainer:
             self.progress = Progress(**resume.state)
 
     def train(self, until: int | None = None) -> signal.Signals | None:
-        """Trains up to step `until` (config.steps if None), saves, and returns the signal that stopped it, if any."""
+        """Trains up to step `until` (None: config.steps) and saves; returns the signal that stopped it, if any."""
         config, progress = self.config, self.progress
         last = config.steps if until is None else min(until, config.steps)
         saved_at = progress.step
@@ -114,7 +114,7 @@ class Trainer:
             min_ratio=config.optim.min_lr_ratio,
         )
 
-        # The mean over the step's targets, not the mean of the micro batches' means: each is weighted by its share.
+        # The mean over the step's targets, not of the micro batches' means: each counts by its targets.
         loss = 0.0
         for batch, weight in zip(batches, weights, strict=True):
             if weight > 0:

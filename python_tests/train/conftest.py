@@ -1,4 +1,4 @@
-"""A toy with the two members that the trainer needs of a GLM, small enough to train hundreds of steps in a second."""
+"""A toy with what the trainer needs of a GLM, small enough to train hundreds of steps in a second."""
 
 import dataclasses
 import io

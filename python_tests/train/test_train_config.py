@@ -51,7 +51,7 @@ def test_bad_yaml_is_refused_in_one_line(tmp_path, text, message):
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="none.yaml"):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
         TrainConfig.from_yaml(tmp_path / "none.yaml")
 
 
