@@ -1,0 +1,26 @@
+#include <pybind11/stl.h>
+
+#include "binding/register.h"
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+void glm::register_info(py::module_& m) {
+  m.def(
+      "isa", [] { return std::string(cpu::kernels().isa); },
+      "The instruction set of the CPU kernels in force.");
+  m.def("isas_built", &cpu::isas_built, "The instruction sets that this build holds, best first.");
+  m.def("isas_supported", &cpu::isas_supported, "Those of them that this machine runs.");
+  m.def(
+      "fma_peak",
+      [](int threads) {
+        const py::gil_scoped_release release;
+        return cpu::kernels().fma_peak(threads);
+      },
+      "threads"_a, "Measured float multiply-add peak of this machine, GFLOP/s.");
+  m.def("compiler", [] { return std::string(GLM_COMPILER); }, "The compiler that built the extension.");
+  m.def(
+      "cuda_architectures", [] { return std::string(GLM_CUDA_ARCHITECTURES); },
+      "The CUDA architectures that this build holds; empty without CUDA.");
+}

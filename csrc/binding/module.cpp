@@ -1,0 +1,9 @@
+// glm_ext._C: the kernels, as functions of tensors that the caller has allocated and checked (glm_ext/ops).
+#include "binding/register.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() =
+      "The kernels of glm_ext. Call them through glm_ext.ops, which checks arguments and allocates results.";
+  glm::register_info(m);
+  glm::register_dropout_add_layer_norm(m);
+}

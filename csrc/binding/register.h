@@ -1,0 +1,11 @@
+// Each op registers its functions in a file of its own.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace glm {
+
+void register_info(pybind11::module_& m);
+void register_dropout_add_layer_norm(pybind11::module_& m);
+
+}  // namespace glm

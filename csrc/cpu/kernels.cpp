@@ -1,0 +1,19 @@
+// Compiled once per instruction set: the table of that set's kernels.
+#include "cpu/kernels.h"
+
+#include "cpu/declarations.h"
+
+namespace glm::cpu::GLM_ISA {
+
+#define GLM_STRING(x) #x
+#define GLM_EXPAND_STRING(x) GLM_STRING(x)
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    .isa = GLM_EXPAND_STRING(GLM_ISA),
+    .fma_peak = fma_peak,
+    .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
+    .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
+};
+
+}  // namespace glm::cpu::GLM_ISA

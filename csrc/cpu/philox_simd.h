@@ -1,0 +1,92 @@
+// Philox for a vector of consecutive counters, and the dropout masks made from it. Same numbers as
+// core/philox.h.
+#pragma once
+
+#include "core/philox.h"
+#include "cpu/simd.h"
+
+namespace glm::cpu::GLM_ISA {
+
+// The low and high words of kLanes products of 32 bits.
+GLM_INLINE void multiply_wide(VecU a, uint32_t b, VecU& low, VecU& high) {
+#if defined(__AVX512F__)
+  const __m512i x = reinterpret_cast<__m512i>(a), y = _mm512_set1_epi32(static_cast<int>(b));
+  const __m512i even = _mm512_mul_epu32(x, y);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+  low = reinterpret_cast<VecU>(_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+  high = reinterpret_cast<VecU>(_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd));
+#elif defined(__AVX2__)
+  const __m256i x = reinterpret_cast<__m256i>(a), y = _mm256_set1_epi32(static_cast<int>(b));
+  const __m256i even = _mm256_mul_epu32(x, y);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+  low = reinterpret_cast<VecU>(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+  high = reinterpret_cast<VecU>(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
+#else
+  for (int i = 0; i < kLanes<uint32_t>; ++i) {
+    const uint64_t product = static_cast<uint64_t>(a[i]) * b;
+    low[i] = static_cast<uint32_t>(product);
+    high[i] = static_cast<uint32_t>(product >> 32);
+  }
+#endif
+}
+
+struct PhiloxVectors {
+  VecU word[4];
+};
+
+// Lane l has counter (c0 + l, c1, c2, c3).
+GLM_INLINE PhiloxVectors philox_lanes(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+  VecU x0 = broadcast(c0), x1 = broadcast(c1), x2 = broadcast(c2), x3 = broadcast(c3);
+  for (int i = 0; i < kLanes<uint32_t>; ++i) x0[i] += static_cast<uint32_t>(i);
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 8
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    VecU low0, high0, low1, high1;
+    multiply_wide(x0, kPhiloxMultiplier0, low0, high0);
+    multiply_wide(x2, kPhiloxMultiplier1, low1, high1);
+    x0 = high1 ^ x1 ^ key0;
+    x1 = low1;
+    x2 = high0 ^ x3 ^ key1;
+    x3 = low0;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+  return {{x0, x1, x2, x3}};
+}
+
+// Multiplies 128 columns [e, e + 128) of row n by their dropout factor (0 or scale): values[k] for k < count.
+// e is a multiple of 128. C is float or double; a double vector takes half of the numbers of a 32-bit one.
+struct RowDropout {
+  uint64_t seed;
+  VecI threshold;
+  double scale;
+
+  explicit RowDropout(const Dropout& dropout)
+      : seed(dropout.seed),
+        threshold(broadcast(static_cast<int32_t>(dropout.threshold()))),
+        scale(dropout.scale()) {}
+
+  // factor[0..128): scale where the column is kept, else 0.
+  template <class C>
+  GLM_INLINE void factors(int64_t n, int64_t e, C* factor) const {
+    constexpr int kStep = kLanes<uint32_t>;  // 4, 8 or 16: divides the 16 counters of a chunk
+    for (int lane = 0; lane < 16; lane += kStep) {
+      const PhiloxVectors words =
+          philox_lanes(seed, static_cast<uint32_t>(e / 128 * 16 + lane), static_cast<uint32_t>(n),
+                       static_cast<uint32_t>(static_cast<uint64_t>(n) >> 32), 0u);
+      for (int t = 0; t < 8; ++t) {
+        const VecU number = t % 2 ? words.word[t / 2] >> 16 : words.word[t / 2] & 0xffffu;
+        const VecI keep = reinterpret_cast<VecI>(number) < threshold;
+        if constexpr (std::is_same_v<C, float>) {
+          const VecF kept =
+              reinterpret_cast<VecF>(keep & reinterpret_cast<VecI>(broadcast(static_cast<float>(scale))));
+          store(factor + t * 16 + lane, kept);
+        } else {
+          for (int i = 0; i < kStep; ++i) factor[t * 16 + lane + i] = keep[i] ? scale : 0.0;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace glm::cpu::GLM_ISA

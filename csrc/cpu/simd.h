@@ -1,0 +1,281 @@
+// One vector type per instruction set. Every file of csrc/cpu that says GLM_ISA is compiled once for each
+// set, into a namespace of its name; the table of kernels is chosen at load (cpu/dispatch.cpp).
+//
+// Vectors are the compiler's own (operators work lane by lane); this header adds what operators cannot say. A
+// function takes any vector type V; Vec<float> and Vec<double> are the two in use.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "core/dtype.h"
+
+#ifndef GLM_ISA
+#error "compile with -DGLM_ISA=scalar|avx2|avx512|neon"
+#endif
+
+#define GLM_INLINE [[gnu::always_inline]] inline
+
+namespace glm::cpu::GLM_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+namespace detail {
+template <class Lane>
+struct VectorOf {
+  typedef Lane type __attribute__((vector_size(kVectorBytes)));
+};
+}  // namespace detail
+
+template <class Lane>
+using Vec = typename detail::VectorOf<Lane>::type;
+
+template <class V>
+using LaneOf = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
+
+template <class Lane>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Lane));
+
+using VecF = Vec<float>;
+using VecD = Vec<double>;
+using VecI = Vec<int32_t>;
+using VecU = Vec<uint32_t>;
+
+// ------------------------------------------------------------------------------------------------ lanes
+
+template <class Lane>
+GLM_INLINE Vec<Lane> broadcast(Lane x) {
+  return x - Vec<Lane>{};  // the compilers' own form of a splat; x - 0 keeps every bit of x
+}
+
+template <class Lane>
+GLM_INLINE Vec<Lane> load(const Lane* p) {
+  Vec<Lane> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class Lane>
+GLM_INLINE void store(Lane* p, Vec<Lane> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+// The first `count` lanes (0 <= count <= kLanes); the others read as zero and are not touched in memory.
+template <class Lane>
+GLM_INLINE Vec<Lane> load_first(const Lane* p, int count) {
+  Lane lanes[kLanes<Lane>] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(Lane));
+  return load(lanes);
+}
+
+template <class Lane>
+GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
+  Lane lanes[kLanes<Lane>];
+  store(lanes, v);
+  std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(Lane));
+}
+
+// a * b + c, rounded once where the machine can.
+template <class V>
+GLM_INLINE V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, VecF>)
+    return reinterpret_cast<V>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                               reinterpret_cast<__m512>(c)));
+  if constexpr (std::is_same_v<V, VecD>)
+    return reinterpret_cast<V>(_mm512_fmadd_pd(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b),
+                                               reinterpret_cast<__m512d>(c)));
+#elif defined(__FMA__)
+  if constexpr (std::is_same_v<V, VecF>)
+    return reinterpret_cast<V>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                               reinterpret_cast<__m256>(c)));
+  if constexpr (std::is_same_v<V, VecD>)
+    return reinterpret_cast<V>(_mm256_fmadd_pd(reinterpret_cast<__m256d>(a), reinterpret_cast<__m256d>(b),
+                                               reinterpret_cast<__m256d>(c)));
+#elif defined(__ARM_NEON)
+  if constexpr (std::is_same_v<V, VecF>)
+    return reinterpret_cast<V>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
+                                         reinterpret_cast<float32x4_t>(b)));
+  if constexpr (std::is_same_v<V, VecD>)
+    return reinterpret_cast<V>(vfmaq_f64(reinterpret_cast<float64x2_t>(c), reinterpret_cast<float64x2_t>(a),
+                                         reinterpret_cast<float64x2_t>(b)));
+#endif
+  return a * b + c;
+}
+
+// A NaN in either argument of max and min comes out: softmax and clamps must not swallow it.
+template <class V>
+GLM_INLINE V max(V a, V b) {
+  return (a > b) | (a != a) ? a : b;
+}
+
+// The larger of a bound (never NaN) and x; x when x is NaN. One instruction, unlike max.
+template <class V>
+GLM_INLINE V at_least(V bound, V x) {
+  return bound > x ? bound : x;
+}
+
+template <class V>
+GLM_INLINE V at_most(V bound, V x) {
+  return bound < x ? bound : x;
+}
+
+// Sum and maximum over the lanes, halving: the same order on every call.
+template <class V>
+GLM_INLINE LaneOf<V> reduce_add(V v) {
+  LaneOf<V> lanes[kLanes<LaneOf<V>>];
+  store(lanes, v);
+  for (int half = kLanes<LaneOf<V>> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+template <class V>
+GLM_INLINE LaneOf<V> reduce_max(V v) {
+  LaneOf<V> lanes[kLanes<LaneOf<V>>];
+  store(lanes, v);
+  for (int half = kLanes<LaneOf<V>> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i)
+      lanes[i] = lanes[i] > lanes[i + half] || lanes[i] != lanes[i] ? lanes[i] : lanes[i + half];
+  }
+  return lanes[0];
+}
+
+// ------------------------------------------------------------------------------------------------ storage
+
+// kLanes values of storage type T, widened; and back, rounded to nearest even.
+template <class T>
+GLM_INLINE Vec<Compute<T>> load_as(const T* p) {
+  if constexpr (std::is_same_v<T, bf16>) {
+#if defined(__AVX512F__)
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return reinterpret_cast<VecF>(_mm512_slli_epi32(wide, 16));
+#elif defined(__AVX2__)
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return reinterpret_cast<VecF>(_mm256_slli_epi32(wide, 16));
+#else
+    VecF v;
+    for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
+    return v;
+#endif
+  } else if constexpr (std::is_same_v<T, f16>) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<VecF>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<VecF>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__ARM_NEON)
+    return reinterpret_cast<VecF>(
+        vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)))));
+#else
+    VecF v;
+    for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
+    return v;
+#endif
+  } else {
+    return load(p);
+  }
+}
+
+template <class T>
+GLM_INLINE void store_as(T* p, Vec<Compute<T>> v) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    const VecU bits = reinterpret_cast<VecU>(v);
+    const VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const VecU nan = (bits >> 16) | 0x40u;
+    const VecU out = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(out)));
+#elif defined(__AVX2__)
+    const __m256i packed =
+        _mm256_packus_epi32(reinterpret_cast<__m256i>(out), reinterpret_cast<__m256i>(out));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+    for (int i = 0; i < kLanes<float>; ++i) p[i].bits = static_cast<uint16_t>(out[i]);
+#endif
+  } else if constexpr (std::is_same_v<T, f16>) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__ARM_NEON)
+    vst1_u16(reinterpret_cast<uint16_t*>(p),
+             vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(v))));
+#else
+    for (int i = 0; i < kLanes<float>; ++i) p[i] = to_f16(v[i]);
+#endif
+  } else {
+    store(p, v);
+  }
+}
+
+template <class T>
+GLM_INLINE Vec<Compute<T>> load_as_first(const T* p, int count) {
+  T lanes[kLanes<Compute<T>>] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(T));
+  return load_as(lanes);
+}
+
+template <class T>
+GLM_INLINE void store_as_first(T* p, Vec<Compute<T>> v, int count) {
+  T lanes[kLanes<Compute<T>>];
+  store_as(lanes, v);
+  std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
+}
+
+// A single storage value, for scalars such as a bias or a broadcast.
+template <class T>
+GLM_INLINE Compute<T> load_one(const T* p) {
+  if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>) {
+    return to_float(*p);
+  } else {
+    return *p;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------
+// exponential
+
+// 2^x. Float: x = n + f with |f| <= 1/2, a degree-5 minimax polynomial for 2^f (relative error 7.5e-8) and n
+// added to the exponent. At and below -127 it is exactly 0, so a masked score of -infinity costs nothing
+// more; NaN stays NaN. Double is for gradient checks: the library's exp2, lane by lane.
+GLM_INLINE VecF exp2(VecF x) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
+  const VecF clamped = at_most(broadcast(127.99999f), at_least(broadcast(-127.0f), x));
+  const VecF shifted = clamped + kMagic;
+  const VecF f = clamped - (shifted - kMagic);
+  VecF p = broadcast(0.0013276472632f);
+  p = fma(p, f, broadcast(0.00967554134312f));
+  p = fma(p, f, broadcast(0.0555071327186f));
+  p = fma(p, f, broadcast(0.240221197237f));
+  p = fma(p, f, broadcast(0.693146967065f));
+  p = fma(p, f, broadcast(1.0f));
+  const VecI exponent = (reinterpret_cast<VecI>(shifted) + 127) << 23;
+  return p * reinterpret_cast<VecF>(exponent);
+}
+
+GLM_INLINE VecD exp2(VecD x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp2(x[i]);
+  return x;
+}
+
+inline constexpr double kLog2E = 1.44269504088896340736;
+inline constexpr double kLn2 = 0.69314718055994530942;
+
+}  // namespace glm::cpu::GLM_ISA

@@ -1,0 +1,58 @@
+"""Argument checks shared by the ops: device, dtype, layout, shape, values - in that order, before anything is allocated.
+
+Every message says what was expected and what came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """The tensor that sets the op's dtype and device."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {dtype_name(tensor)}")
+
+
+def check_like(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
+    """`tensor` must have the device and dtype of `anchor`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.device != anchor.device:
+        raise ValueError(f"{name}: expected device {anchor.device} as {anchor_name}, got {tensor.device}")
+    if tensor.dtype != anchor.dtype:
+        raise TypeError(f"{name}: expected {dtype_name(anchor)} as {anchor_name}, got {dtype_name(tensor)}")
+
+
+def check_integer(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Index tensors are int64 or int32, on the op's device."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected an integer tensor, got {type(tensor).__name__}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected int64 or int32, got {dtype_name(tensor)}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int], axes: str) -> None:
+    """`axes` names the dimensions, as in "B, S, E"; -1 in `expected` fits any size."""
+    shape = tensor.shape
+    if len(shape) != len(expected) or any(e not in (-1, s) for s, e in zip(shape, expected, strict=True)):
+        wanted = ", ".join("any" if e == -1 else str(e) for e in expected)
+        raise ValueError(f"{name}: expected shape [{wanted}] ({axes}), got {list(shape)}")
+
+
+def check_probability(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
+
+
+def dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

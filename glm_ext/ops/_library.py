@@ -1,0 +1,115 @@
+"""How an op meets torch: the registration under torch.ops.glm_ext, and the choice between it and the short path.
+
+An op is called in one of two ways. Eagerly, on plain tensors, through a torch.autograd.Function straight over the binding:
+the shortest path. When something watches (torch.compile, export, fake tensors, tensor subclasses), through the registered
+op, which has a fake and an autograd formula and stays one node in the graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+LIBRARY = torch.library.Library("glm_ext", "DEF")
+DEVICES = ("cpu", "cuda")
+
+
+def register(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    autocast: Callable[..., Any] | None = None,
+) -> None:
+    """Define `schema` with its kernel for every device, and its fake.
+
+    `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see `cast_for_autocast`).
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
+    LIBRARY.impl(name, kernel, "CPU")
+    LIBRARY.impl(name, kernel, "CUDA")
+    torch.library.register_fake(f"glm_ext::{name}", fake, lib=LIBRARY)
+    if autocast is not None:
+        op = getattr(torch.ops.glm_ext, name)
+        for device in DEVICES:
+            LIBRARY.impl(name, _autocast_kernel(op, autocast, device), f"Autocast{device.upper()}")
+
+
+def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Callable[..., Any]:
+    key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
+
+    def kernel(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return op(*autocast(device, *args))
+
+    return kernel
+
+
+def watched(*tensors: Tensor | None) -> bool:
+    """True when the call must go through the registered op."""
+    if torch.compiler.is_compiling():
+        return True
+    return not all(t is None or type(t) is Tensor or type(t) is Parameter for t in tensors)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast asks for on this device, or None where it is off."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def cast_for_autocast(dtype: torch.dtype | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Floating tensors in `dtype`; float64 is left alone, as torch does. None casts nothing."""
+    if dtype is None:
+        return tensors
+    return tuple(t if t.dtype in (torch.float64, dtype) else t.to(dtype) for t in tensors)
+
+
+def draw_seed(dropout_p: float) -> Tensor | None:
+    """A seed from torch's default CPU generator, so torch.manual_seed fixes it; None when nothing is dropped."""
+    return torch.randint(0, 2**63 - 1, ()) if dropout_p > 0.0 else None
+
+
+def seed_value(seed: Tensor | None) -> int:
+    return 0 if seed is None else int(seed)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """Passes gradients on, and keeps them tied to what they were computed from, so that a second derivative raises."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.op = op
+        return tuple(t.detach() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(f"{ctx.op}: trying to differentiate twice; this op has first derivatives only")
+
+
+def first_order_only(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """For a Function's backward whose gradients have no derivative of their own.
+
+    As torch's once_differentiable, but the error also comes where only the saved tensors, not the incoming gradients,
+    would have been differentiated again: a gradient penalty must never be dropped in silence.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            outputs = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # the usual case: no create_graph
+            return outputs
+        given = [t for t in outputs if t is not None]
+        sources = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        marked = iter(_FirstOrder.apply(type(ctx).__name__, len(given), *given, *sources))  # type: ignore[no-untyped-call]
+        return tuple(None if t is None else next(marked) for t in outputs)
+
+    return wrapper
