@@ -10,7 +10,7 @@ import difflib
 import re
 import typing
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -48,20 +48,21 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        known = [declared.name for declared in fields(GLMConfig)]
+        known = typing.get_type_hints(GLMConfig)
         if self.preset not in PRESETS:
             raise ConfigError(f"model.preset: expected one of {', '.join(PRESETS)}, got {self.preset!r}")
-        for name in self.overrides:
+        for name, value in self.overrides.items():
             if name not in known:
-                raise ConfigError(
-                    f"model.overrides: GLMConfig has no field {name!r}{did_you_mean(name, known)}"
-                )
+                near = did_you_mean(name, known)
+                raise ConfigError(f"model.overrides: GLMConfig has no field {name!r}{near}")
+            accepted = (float, int) if known[name] is float else known[name]
+            _expect(isinstance(value, accepted), f"model.overrides.{name}", known[name].__name__, value)
 
     def build(self, vocab_size: int) -> GLMConfig:
         """The GLMConfig for a tokenizer whose ids, padding rows included, are below vocab_size."""
         try:
             config = GLMConfig.preset(self.preset, **{"vocab_size": vocab_size, **self.overrides})
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ConfigError(f"model.overrides: {error}") from error
         needed = f"at least {vocab_size}, which the tokenizer needs"
         _expect(config.vocab_size >= vocab_size, "model.overrides.vocab_size", needed, config.vocab_size)
@@ -73,16 +74,13 @@ class DataConfig:
     """Which text, and how it is cut into examples."""
 
     path: str | None = _setting(
-        None, "a .txt file or a folder of them; null: the documentation inside Python"
+        None, ".txt or .jsonl file, or a folder of them; null: the text inside Python"
     )
     vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text")
     seq_length: int = _setting(128, "text tokens of an example, before spans are cut out")
     held_out: float = _setting(0.05, "part of the documents that is never trained on")
 
     def __post_init__(self) -> None:
-        _expect(
-            self.vocab_size >= 300, "data.vocab_size", "at least 300 (256 bytes + special)", self.vocab_size
-        )
         _expect(self.seq_length >= 8, "data.seq_length", "at least 8", self.seq_length)
         _expect(0 < self.held_out < 1, "data.held_out", "a part between 0 and 1", self.held_out)
 
@@ -240,8 +238,9 @@ def config_errors(known: Sequence[str]) -> Iterator[None]:
         raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' with the nearest known word, by the whole or by the part after the last dot."""
+    known = list(known)
     near = difflib.get_close_matches(word, known, n=1) or [
         name
         for last in difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1)

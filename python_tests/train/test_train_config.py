@@ -63,7 +63,18 @@ def test_missing_file_is_named(tmp_path):
         (lambda: TrainConfig(threads=0), "threads"),
         (lambda: TrainConfig(device="tpu"), "device: expected cpu or cuda, got 'tpu'"),
         (lambda: DataConfig(held_out=1.0), "data.held_out"),
-        (lambda: DataConfig(vocab_size=100), "data.vocab_size"),
+        (lambda: DataConfig(seq_length=7), "data.seq_length"),
+        (lambda: ModelConfig(preset="tony"), "model.preset: expected one of tiny, .*got 'tony'"),
+        (
+            lambda: ModelConfig(overrides={"num_layer": 3}),
+            r"no field 'num_layer'; did you mean 'num_layers'\?",
+        ),
+        (
+            lambda: ModelConfig(overrides={"num_layers": "x"}),
+            "model.overrides.num_layers: expected int, got 'x'",
+        ),
+        (lambda: ModelConfig(overrides={"num_heads": 3}).build(256), "model.overrides: hidden_size"),
+        (lambda: ModelConfig(overrides={"vocab_size": 128}).build(256), "vocab_size: expected at least 256"),
         (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas"),
         (lambda: OptimConfig(warmup=1.0), "optim.warmup"),
         (lambda: OptimConfig(clip=0.0), "optim.clip"),
@@ -73,6 +84,11 @@ def test_missing_file_is_named(tmp_path):
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_model_is_built_for_the_tokenizer():
+    config = ModelConfig(overrides={"num_layers": 2, "hidden_dropout": 0}).build(384)
+    assert (config.vocab_size, config.num_layers, config.hidden_size) == (384, 2, 256)
 
 
 def test_settings_cannot_change():
