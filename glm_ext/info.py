@@ -57,7 +57,7 @@ def _kernels() -> dict[str, str]:
         "compiler": kernels.compiler(),
         "instruction set": f"{kernels.isa()} (built: {_listed(kernels.isas_built())};"
         f" this CPU runs: {_listed(kernels.isas_supported())})",
-        "CUDA kernels": _listed(kernels.cuda_architectures()) or "not built (build them with GLM_CUDA=on)",
+        "CUDA kernels": kernels.cuda_architectures() or "not built (build them with GLM_CUDA=on)",
     }
 
 

@@ -23,7 +23,7 @@ def test_kernels_that_are_there_are_described(monkeypatch):
         isa=lambda: "avx2",
         isas_built=lambda: ["scalar", "avx2", "avx512"],
         isas_supported=lambda: ["scalar", "avx2"],
-        cuda_architectures=lambda: [],
+        cuda_architectures=lambda: "",
         compiler=lambda: "GCC 12.2",
     )
     monkeypatch.setitem(sys.modules, "glm_ext._C", kernels)

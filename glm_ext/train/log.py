@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from glm_ext.train.extras import require
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RunLog:
@@ -34,7 +37,7 @@ class RunLog:
         self.held_out = float("nan")
         self.began = time.perf_counter()
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> Self:
         self.run.mkdir(parents=True, exist_ok=True)
         self.metrics = _open_metrics(self.run / "metrics.jsonl", self.start)
         writer = require("torch.utils.tensorboard", extra="train").SummaryWriter

@@ -119,7 +119,7 @@ class Trainer:
         for batch, weight in zip(batches, weights, strict=True):
             if weight > 0:
                 part = self.model.loss(batch.to(self.device)) * (weight / sum(weights))
-                part.backward()
+                torch.autograd.backward(part)
                 loss += part.item()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip).item()
 

@@ -1,8 +1,8 @@
 import pytest
 
-SUBJECTS = "cat dog horse farmer teacher child sailor baker".split()
-VERBS = "sees likes follows finds remembers".split()
-PLACES = "garden house field harbour kitchen".split()
+SUBJECTS = ["cat", "dog", "horse", "farmer", "teacher", "child", "sailor", "baker"]
+VERBS = ["sees", "likes", "follows", "finds", "remembers"]
+PLACES = ["garden", "house", "field", "harbour", "kitchen"]
 
 
 @pytest.fixture(scope="session")
