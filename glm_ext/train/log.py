@@ -34,7 +34,7 @@ class RunLog:
     ) -> None:
         self.run, self.steps, self.start, self.every = run, steps, start, every
         self.stream = stream or sys.stdout
-        self.held_out = float("nan")
+        self.held_out: float | None = None  # the last one
         self.began = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -104,18 +104,19 @@ class _Bar:
         progress = require("rich.progress", extra="train")
         self._progress = progress.Progress(
             progress.TextColumn("step {task.completed}/{task.total}"),
-            progress.BarColumn(),
-            progress.TextColumn("loss {task.fields[loss]:.4f}  held-out {task.fields[held_out]:.4f}"),
-            progress.TextColumn("{task.fields[rate]:,} tokens/s"),
-            progress.TimeRemainingColumn(elapsed_when_finished=True),
+            progress.BarColumn(bar_width=24),
+            progress.TextColumn("{task.description}"),
+            progress.TimeRemainingColumn(compact=True),
             speed_estimate_period=60,
         )
-        nan = float("nan")
-        self._task = self._progress.add_task("", total=steps, completed=start, loss=nan, held_out=nan, rate=0)
+        self._task = self._progress.add_task("", total=steps, completed=start)
         self._progress.start()
 
-    def advance(self, step: int, loss: float, held_out: float, rate: int) -> None:
-        self._progress.update(self._task, completed=step, loss=loss, held_out=held_out, rate=rate)
+    def advance(self, step: int, loss: float, held_out: float | None, rate: int) -> None:
+        known = f"loss {loss:.3f}" + ("" if held_out is None else f" · held-out {held_out:.3f}")
+        self._progress.update(
+            self._task, completed=step, description=f"{known} · {rate:,} tokens/s · time left"
+        )
 
     def print(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)

@@ -41,8 +41,8 @@ def test_progress_bar_on_a_terminal(tmp_path, capsys):
     assert "step 3/3  skipped: loss nan" in printed
     assert (
         "3/3" in printed
-        and "loss 0.3333" in printed
-        and "held-out 0.7500" in printed
+        and "loss 0.333" in printed
+        and "held-out 0.750" in printed
         and "tokens/s" in printed
     )
 
