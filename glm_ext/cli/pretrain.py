@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ def train(job: Job) -> int:
         try:
             stopped = trainer.train()
         except Diverged as error:
-            log.message(f"glm-ext: {error}")
+            print(f"glm-ext: {error}", file=sys.stderr)
             return 1
     if stopped:
         print(f"\nstopped by {stopped.name}, saved at step {trainer.progress.step}; go on with:\n")

@@ -120,6 +120,13 @@ main(sys.argv[1:])
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_diverged_run_says_what_to_change(tmp_path, small_run, capsys):
+    """The first step, at a rate beyond all measure, leaves weights whose loss is not finite."""
+    options = ["--optim.lr", "1e30", "--max_skipped", "3", "--run", str(tmp_path / "run")]
+    assert main(["pretrain", *small_run, *options]) == 1
+    assert re.search(r"3 steps in a row .* try a smaller optim.lr \(now 1e\+30\)", capsys.readouterr().err)
+
+
 def refused(capsys, arguments):
     """The one line that the command says, and that its exit code is 2."""
     capsys.readouterr()
