@@ -1,5 +1,6 @@
 """Fused GLM layers for PyTorch."""
 
+from . import interop, ops
 from .batch import Batch
 from .config import GLMConfig
 from .generate import fill, fill_tokens
@@ -17,4 +18,6 @@ __all__ = [
     "SpanAttention",
     "fill",
     "fill_tokens",
+    "interop",
+    "ops",
 ]

@@ -75,8 +75,8 @@ def fill_tokens(
     The generation of Du et al. 2022, section 2.1. tokens is Part A, mask_positions the places of its mask
     tokens. Each blank starts with start_id and ends with one of end_ids, which is not returned, or after
     max_length tokens; later blanks see what was written into earlier ones. temperature 0 takes the likeliest
-    token; above, one is drawn from softmax(logits / temperature), restricted to the top_k likeliest if top_k
-    > 0, by a generator of its own that `seed` makes repeatable.
+    token; above, one is drawn from softmax(logits / temperature), of the top_k likeliest tokens alone if
+    top_k is not 0. `seed` makes the draws repeatable; None takes torch's default generator.
 
     >>> from glm_ext import GLM, GLMConfig
     >>> model = GLM(GLMConfig(vocab_size=20, num_layers=1, hidden_size=16, num_heads=2, max_positions=16))

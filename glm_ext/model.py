@@ -206,8 +206,7 @@ class GLM(nn.Module):
             raise ValueError(
                 f"positions: expected {[B, 2, S]} (place in Part A, place in the span), got {got}"
             )
-        # Reading values on a GPU would wait for it, and under torch.compile break the graph: there the op
-        # checks.
+        # Reading values would make the CPU wait for a GPU, and break a graph that is being compiled.
         if tokens.device.type == "cpu" and tokens.numel() > 0 and not torch.compiler.is_compiling():
             _check_range("tokens", tokens, self.config.vocab_size, "is this the tokenizer of the model?")
             hint = "shorten the text or raise max_positions"

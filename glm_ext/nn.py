@@ -39,8 +39,8 @@ class Layer(nn.Module):
 
     def __init__(self, *, dropout: float, backend: str) -> None:
         super().__init__()
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout: expected 0 <= p < 1, got {dropout}")
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout: expected 0 <= p <= 1, got {dropout}")
         ops_for(backend)  # an unknown name fails here, not in forward
         self.dropout, self.backend = dropout, backend
 

@@ -260,6 +260,14 @@ def test_bad_arguments(change, error, message):
         small_model()(**{"tokens": tokens, "positions": positions, "prefix_len": 4, **change})
 
 
+@pytest.mark.parametrize("prefix_len", [4, torch.tensor([4, 3])])
+def test_compiles_to_one_graph(prefix_len):
+    model = small_model().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    arguments = (*inputs(), prefix_len)
+    torch.testing.assert_close(compiled(*arguments), model(*arguments))
+
+
 def test_empty_batch():
     tokens, positions = inputs(B=0)
     assert small_model()(tokens, positions, 4).shape == (0, 6, 50)

@@ -166,7 +166,7 @@ def test_factory_arguments_reach_every_parameter():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="embed_dim: expected a multiple of num_heads = 5, got 12"):
         SpanAttention(12, 5)
-    with pytest.raises(ValueError, match=r"dropout: expected 0 <= p < 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"dropout: expected 0 <= p <= 1, got 1\.5"):
         Embedding2D(7, 4, 12, dropout=1.5)
     with pytest.raises(ValueError, match='backend: expected "auto", "fused" or "eager", got \'fast\''):
         GeluMLP(12, 20, backend="fast")

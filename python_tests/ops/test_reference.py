@@ -88,13 +88,18 @@ def test_masks_keep_the_asked_share_and_differ_by_seed():
     assert 0.15 < (masks[0] != masks[1]).float().mean() < 0.21  # 2 * 0.9 * 0.1
 
 
-@pytest.mark.parametrize("dropout_p", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.5, float("nan")])
 def test_dropout_probability_outside_range(dropout_p):
     q, k, v = heads()
-    with pytest.raises(ValueError, match="dropout_p: expected 0 <= p < 1"):
+    with pytest.raises(ValueError, match="dropout_p: expected 0 <= p <= 1"):
         reference.span_attention(q, k, v, 1, dropout_p=dropout_p)
-    with pytest.raises(ValueError, match="dropout_p: expected 0 <= p < 1"):
+    with pytest.raises(ValueError, match="dropout_p: expected 0 <= p <= 1"):
         reference.dropout_add_layer_norm(q, q, torch.ones(8), torch.zeros(8), dropout_p=dropout_p)
+
+
+def test_dropout_of_everything_leaves_zero():
+    q, k, v = heads()
+    assert torch.all(reference.span_attention(q, k, v, 1, dropout_p=1.0) == 0.0)
 
 
 # ------------------------------------------------------------------------------------------------- attention
