@@ -27,9 +27,57 @@ GLM_INLINE VecW multiply_lower(VecW a, uint32_t b) {
 #endif
 }
 
+// The low and high words of kLanes products of 32 bits.
+GLM_INLINE void multiply_wide(VecU a, uint32_t b, VecU& low, VecU& high) {
+#if defined(__AVX512F__)
+  const __m512i x = reinterpret_cast<__m512i>(a), y = _mm512_set1_epi32(static_cast<int>(b));
+  const __m512i even = _mm512_mul_epu32(x, y);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+  low = reinterpret_cast<VecU>(_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+  high = reinterpret_cast<VecU>(_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd));
+#elif defined(__AVX2__)
+  const __m256i x = reinterpret_cast<__m256i>(a), y = _mm256_set1_epi32(static_cast<int>(b));
+  const __m256i even = _mm256_mul_epu32(x, y);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+  low = reinterpret_cast<VecU>(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+  high = reinterpret_cast<VecU>(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
+#else
+  for (int i = 0; i < kLanes<uint32_t>; ++i) {
+    const uint64_t product = static_cast<uint64_t>(a[i]) * b;
+    low[i] = static_cast<uint32_t>(product);
+    high[i] = static_cast<uint32_t>(product >> 32);
+  }
+#endif
+}
+
 struct PhiloxVectors {
   VecU word[4];
 };
+
+// x, x + 1, x + 2, ...
+GLM_INLINE VecU count_from(uint32_t x) {
+  VecU lanes = {};
+  for (int i = 0; i < kLanes<uint32_t>; ++i) lanes[i] = static_cast<uint32_t>(i);
+  return lanes + x;
+}
+
+// Each lane its own counter.
+GLM_INLINE PhiloxVectors philox_vectors(uint64_t seed, VecU x0, VecU x1, VecU x2, VecU x3) {
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 8
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    VecU low0, high0, low1, high1;
+    multiply_wide(x0, kPhiloxMultiplier0, low0, high0);
+    multiply_wide(x2, kPhiloxMultiplier1, low1, high1);
+    x0 = high1 ^ x1 ^ key0;
+    x1 = low1;
+    x2 = high0 ^ x3 ^ key1;
+    x3 = low0;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
+  }
+  return {{x0, x1, x2, x3}};
+}
 
 struct PhiloxHalf {
   VecW word[4];  // in the lower halves; the upper halves mean nothing
@@ -112,6 +160,35 @@ struct RowDropout {
         }
       }
     }
+  }
+};
+
+// Which attention probabilities of one head are kept, a vector of queries at a time. Lanes are row counters
+// (core/philox.h): word w of lane l belongs to key j + 16 w and, its low half, to query i0 + l / 8 * 16 + l % 8,
+// its high half to the query eight further on.
+struct AttentionDropout {
+  uint64_t seed;
+  uint32_t head, sequence;
+  uint32_t threshold;
+
+  AttentionDropout(const Dropout& dropout, int64_t b, int64_t h)
+      : seed(dropout.seed),
+        head(static_cast<uint32_t>(h)),
+        sequence(static_cast<uint32_t>(b)),
+        threshold(dropout.threshold()) {}
+
+  // The lanes' counters start at `row_counter` = i / 16 * 8 + i % 8; 16 divides j / 64 * 64 + ... of the key.
+  GLM_INLINE PhiloxVectors numbers(uint32_t row_counter, int64_t j) const {
+    return philox_vectors(seed, broadcast(static_cast<uint32_t>(j / 64 * 16 + j % 16)), count_from(row_counter),
+                          broadcast(head), broadcast(sequence));
+  }
+
+  // Kept elements of x, zero elsewhere; `number` is a word of numbers(), kHigh its half.
+  template <bool kHigh>
+  GLM_INLINE VecF keep(VecU word, VecF x) const {
+    const VecI number = reinterpret_cast<VecI>(kHigh ? word >> 16 : word & 0xffffu);
+    const VecI kept = number < static_cast<int32_t>(threshold);
+    return reinterpret_cast<VecF>(kept & reinterpret_cast<VecI>(x));
   }
 };
 
