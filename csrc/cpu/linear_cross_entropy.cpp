@@ -82,7 +82,7 @@ class Run {
  public:
   explicit Run(const LinearCrossEntropy& p)
       : p_(p),
-        chunk_rows_(linear_cross_entropy_chunk_rows(p.rows, p.vocab)),
+        chunk_rows_(linear_cross_entropy_chunk_rows(p.rows, p.width, p.vocab)),
         stride_(linear_cross_entropy_stride(p.vocab)),
         logits_(static_cast<C*>(p.workspace)),
         rows_(logits_ + chunk_rows_ * stride_) {}

@@ -29,26 +29,25 @@ struct LinearCrossEntropy {
   int threads;
 };
 
-inline constexpr int64_t kLinearCrossEntropyMaxRows = 480;
-
-// Rows of a chunk. Each chunk reads the weight matrix and adds to its gradient, so long chunks are fast; but the
-// chunk's logits are all that is kept of the N x V: at most a fifth of them, and 32 MB, and never cut below 4 MB.
-inline int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t vocab) {
-  constexpr int64_t kSmall = 1 << 20, kLarge = 8 << 20;  // numbers
-  constexpr int64_t kRowUnit = 48;                       // whole tiles of every instruction set
-  constexpr int64_t kMaxRows = kLinearCrossEntropyMaxRows;
-  const int64_t budget = std::clamp(rows * vocab / 5, kSmall, kLarge);
-  const int64_t fitting = std::clamp(budget / std::max<int64_t>(vocab, 1), kRowUnit, kMaxRows);
-  return std::min(fitting / kRowUnit * kRowUnit, rows);
-}
-
 // Distance between rows of a chunk's logits: whole vectors, and never a power of two, which would send a column of
 // the chunk to one set of the cache.
 inline int64_t linear_cross_entropy_stride(int64_t vocab) { return (vocab + 15) / 16 * 16 + 16; }
 
-// A chunk's logits and its rows of hidden.
+inline constexpr int64_t kLinearCrossEntropyMaxRows = 480;
+
+// Rows of a chunk. Each chunk reads the weight matrix and adds to its gradient, so long chunks are fast; but a chunk's
+// logits and rows of hidden are all that is ever kept. They take at most a quarter of N x V, which is an eighth of
+// logits and their gradient, and at most 32 MB; but 4 MB (and 24 rows) is never too much.
+inline int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t width, int64_t vocab) {
+  constexpr int64_t kSmall = 1 << 20, kLarge = 8 << 20;  // numbers
+  constexpr int64_t kRowUnit = 24;                       // whole tiles of every instruction set
+  const int64_t budget = std::clamp(rows * vocab / 4, kSmall, kLarge);
+  const int64_t fitting = budget / (linear_cross_entropy_stride(vocab) + width) / kRowUnit * kRowUnit;
+  return std::min(std::clamp(fitting, kRowUnit, kLinearCrossEntropyMaxRows), rows);
+}
+
 inline int64_t linear_cross_entropy_workspace(int64_t rows, int64_t width, int64_t vocab) {
-  return linear_cross_entropy_chunk_rows(rows, vocab) * (linear_cross_entropy_stride(vocab) + width);
+  return linear_cross_entropy_chunk_rows(rows, width, vocab) * (linear_cross_entropy_stride(vocab) + width);
 }
 
 }  // namespace glm
