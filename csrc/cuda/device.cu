@@ -1,6 +1,5 @@
-#include "cuda/device.h"
-
 #include "cuda/check.cuh"
+#include "cuda/device.h"
 
 namespace glm::cuda {
 
