@@ -38,7 +38,9 @@ def find_cmake() -> str:
     if version is None or (int(version[1]), int(version[2])) < CMAKE_NEEDED:
         found = version[0] if version else "one that does not start"
         needed = ".".join(map(str, CMAKE_NEEDED))
-        raise SystemExit(f"glm_ext needs CMake {needed} or newer, {path} is {found}. Install it: pip install 'cmake>={needed}'")
+        raise SystemExit(
+            f"glm_ext needs CMake {needed} or newer, {path} is {found}. Install it: pip install 'cmake>={needed}'"
+        )
     return path
 
 
@@ -55,28 +57,33 @@ def local_archs() -> list[str]:
     for device in range(count.value):
         driver.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
         driver.cuDeviceGetAttribute(ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device)
-        if major.value >= 8:  # from 9.0 on, the architecture's own instructions (wgmma, tcgen05) need the suffix a
+        if (
+            major.value >= 8
+        ):  # from 9.0 on, the architecture's own instructions (wgmma, tcgen05) need the suffix a
             archs.add(f"{major.value}{minor.value}" + ("a" if major.value >= 9 else ""))
     return sorted(archs)
-
-
-def find_nvcc() -> str | None:
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def cuda_options() -> list[str]:
     choice = os.environ.get("GLM_CUDA", "auto").lower()
     if choice not in ("auto", "on", "off"):
         raise SystemExit(f"GLM_CUDA: expected auto, on or off, got {choice!r}")
-    nvcc = find_nvcc()
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if choice == "off" or (choice == "auto" and not (nvcc and local_archs())):
         return ["-DGLM_CUDA=OFF"]
+    if nvcc is None:
+        raise SystemExit(
+            "GLM_CUDA=on needs nvcc, the CUDA compiler, and found none. Install the CUDA toolkit 12.8 or newer and put nvcc "
+            "on PATH or name it in CUDACXX, or build without CUDA: GLM_CUDA=off"
+        )
     archs = os.environ.get("GLM_CUDA_ARCHS") or ("native" if choice == "auto" else DEFAULT_ARCHS)
     if archs == "native":
         archs = ";".join(local_archs())
         if not archs:
-            raise SystemExit("GLM_CUDA_ARCHS=native: found no GPU of compute capability 8.0 or newer; name them: 80;90a")
-    return ["-DGLM_CUDA=ON", f"-DGLM_CUDA_ARCHS={archs}", *([f"-DCMAKE_CUDA_COMPILER={nvcc}"] if nvcc else [])]
+            raise SystemExit(
+                "GLM_CUDA_ARCHS=native: found no GPU of compute capability 8.0 or newer; name them: 80;90a"
+            )
+    return ["-DGLM_CUDA=ON", f"-DGLM_CUDA_ARCHS={archs}", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
 
 
 def stable_pybind11(folder: Path) -> Path:
@@ -84,7 +91,9 @@ def stable_pybind11(folder: Path) -> Path:
     try:
         import pybind11
     except ImportError:
-        raise SystemExit("glm_ext needs pybind11 to build. Install it: pip install 'pybind11>=2.13'") from None
+        raise SystemExit(
+            "glm_ext needs pybind11 to build. Install it: pip install 'pybind11>=2.13'"
+        ) from None
     copy = folder / f"pybind11-{pybind11.__version__}"
     if not copy.is_dir():
         partial = copy.with_suffix(".partial")
@@ -110,10 +119,10 @@ def configure(command: list[str], build: Path) -> None:
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         sanitize = os.environ.get("GLM_SANITIZE", "")
-        cuda = cuda_options()
-        variant = [sys.implementation.cache_tag, self.plat_name, *(["cuda"] if "-DGLM_CUDA=ON" in cuda else []), *sanitize.split(",")]
         folder = ROOT / "build" / "cmake"
-        build = folder / "-".join(filter(None, variant))
+        build = folder / "-".join(
+            filter(None, [sys.implementation.cache_tag, self.plat_name, *sanitize.split(",")])
+        )
         build.mkdir(parents=True, exist_ok=True)
         cmake = find_cmake()
         configure(
@@ -123,7 +132,7 @@ class CMakeBuild(build_ext):
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-Dpybind11_DIR={stable_pybind11(folder)}",
                 f"-DGLM_SANITIZE={sanitize}",
-                *cuda,
+                *cuda_options(),
             ],
             build,
         )  # fmt: skip
