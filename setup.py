@@ -18,7 +18,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-CMAKE_NEEDED = (3, 24)
 DEFAULT_ARCHS = "80;90a;100a"
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
@@ -31,17 +30,14 @@ def find_tool(name: str) -> str:
     return path
 
 
-def find_cmake() -> str:
-    path = find_tool("cmake")
+def require_version(path: str, pattern: str, needed: tuple[int, int], what: str, advice: str) -> None:
     said = subprocess.run([path, "--version"], stdout=subprocess.PIPE, text=True).stdout
-    version = re.search(r"(\d+)\.(\d+)", said)
-    if version is None or (int(version[1]), int(version[2])) < CMAKE_NEEDED:
-        found = version[0] if version else "one that does not start"
-        needed = ".".join(map(str, CMAKE_NEEDED))
+    version = re.search(pattern, said)
+    if version is None or (int(version[1]), int(version[2])) < needed:
+        found = f"{version[1]}.{version[2]}" if version else "one that does not tell its version"
         raise SystemExit(
-            f"glm_ext needs CMake {needed} or newer, {path} is {found}. Install it: pip install 'cmake>={needed}'"
+            f"glm_ext needs {what} {needed[0]}.{needed[1]} or newer, {path} is {found}. {advice}"
         )
-    return path
 
 
 def local_archs() -> list[str]:
@@ -71,11 +67,12 @@ def cuda_options() -> list[str]:
     nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc")) or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if choice == "off" or (choice == "auto" and not (nvcc and local_archs())):
         return ["-DGLM_CUDA=OFF"]
+    advice = "Install one, put its nvcc on PATH or name it in CUDACXX, or build without CUDA: GLM_CUDA=off"
     if nvcc is None:
         raise SystemExit(
-            "GLM_CUDA=on needs nvcc, the CUDA compiler, and found none. Install the CUDA toolkit 12.8 or newer and put nvcc "
-            "on PATH or name it in CUDACXX, or build without CUDA: GLM_CUDA=off"
+            f"glm_ext needs the CUDA toolkit 12.8 or newer for GLM_CUDA=on and found no nvcc. {advice}"
         )
+    require_version(nvcc, r"release (\d+)\.(\d+)", (12, 8), "the CUDA toolkit", advice)
     archs = os.environ.get("GLM_CUDA_ARCHS") or ("native" if choice == "auto" else DEFAULT_ARCHS)
     if archs == "native":
         archs = ";".join(local_archs())
@@ -124,7 +121,8 @@ class CMakeBuild(build_ext):
             filter(None, [sys.implementation.cache_tag, self.plat_name, *sanitize.split(",")])
         )
         build.mkdir(parents=True, exist_ok=True)
-        cmake = find_cmake()
+        cmake = find_tool("cmake")
+        require_version(cmake, r"(\d+)\.(\d+)", (3, 24), "CMake", "Install it: pip install 'cmake>=3.24'")
         configure(
             [
                 cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
