@@ -200,7 +200,7 @@ def report(job: Job, held_out_loss: float) -> None:
     print(f"unigram loss   {job.unigram_loss:.3f} (knowing how frequent each token is, and nothing else)")
     for blank in job.blanks:
         [guess] = fill(job.model, job.tokenizer, blank.text).spans
-        print(f"\n  {blank.text}\n    model  {guess.strip()}\n    truth  {blank.truth}")
+        print(f"\n  {blank.text}\n    model  {guess.strip() or '(nothing)'}\n    truth  {blank.truth}")
     print(f"\nloss curve  {plot_loss(job.run)}")
     print(f"try it      {shlex.join(['glm-ext', 'fill', str(job.run), 'Return the [MASK] of the list.'])}")
 

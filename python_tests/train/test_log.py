@@ -40,10 +40,7 @@ def test_progress_bar_on_a_terminal(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "step 3/3  skipped: loss nan" in printed
     assert (
-        "3/3" in printed
-        and "loss 0.333" in printed
-        and "held-out 0.750" in printed
-        and "tokens/s" in printed
+        "3/3" in printed and "loss 0.333" in printed and "held-out 0.750" in printed and "tokens/s" in printed
     )
 
 
