@@ -2,16 +2,16 @@
 //
 //   C[i][j] = sum_k a(i, k) b(j, k)        i < rows, j < cols, k < depth
 //
-// a and b are operands (cpu/pack.h): where element (i, k) is, how it is widened, and perhaps a function of it.
-// So a transpose is a choice of strides, and gelu(x) W needs no gelu(x) in memory. Each operand is packed
+// a and b are operands (cpu/pack.h): where element (i, k) is, how it is widened, and perhaps a function of
+// it. So a transpose is a choice of strides, and gelu(x) W needs no gelu(x) in memory. Each operand is packed
 // once into panels as wide as the register tile; blocks of C that fit a core's L2 are then handed out; each
 // finished tile goes to the epilogue, which adds a bias, stores, sums columns, whatever the caller wants:
 //
 //   epilogue(tile, row, col, rows, cols)     Tile<C>&; only the first rows x cols of its elements exist
 //
 // An element is one chain of fma in order of k (of chains of kMaxDepth, added in order, beyond that), however
-// the blocks are cut. The tiles of one block (kBlockRows x kBlockCols, both aligned) come to the epilogue from
-// one thread, column of tiles by column of tiles, rows ascending: partial sums by row / kBlockRows or by
+// the blocks are cut. The tiles of one block (kBlockRows x kBlockCols, both aligned) come to the epilogue
+// from one thread, column of tiles by column of tiles, rows ascending: partial sums by row / kBlockRows or by
 // col / kBlockCols need no locks and are the same bits for every thread count.
 #pragma once
 
@@ -32,10 +32,10 @@ inline constexpr int kTileCols = kTileVectors * kLanes<C>;
 inline constexpr int64_t kBlockRows = 192;  // of every tile height; x kDepthBlock: an L2-resident block of a
 template <class C>
 inline constexpr int64_t kBlockCols = 16 * kTileCols<C>;
-inline constexpr int64_t kDepthBlock = 256;   // x kTileCols: a panel of b that stays in L1
-inline constexpr int64_t kMaxDepth = 4096;    // packed at a time
-inline constexpr int64_t kPackedMax = 4 << 20;  // elements of an operand that are packed at a time
-inline constexpr int64_t kPanelsPerTask = 8;
+inline constexpr int64_t kDepthBlock = 256;              // x kTileCols: a panel of b that stays in L1
+inline constexpr int64_t kMaxDepth = 4096;               // packed at a time
+inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // elements of an operand that are packed at a time
+inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
 static_assert(kBlockRows % kTileRows == 0);
 
 // tile += a b; both panels packed, `depth` long.
@@ -44,11 +44,11 @@ template <class C>
   tile.accumulate(depth, a, 1, kTileRows, b, kTileCols<C>);
 }
 
-// A block of C: panels of a and b with `depth` of k. `tiles` keeps its sums between slices of the depth, and from one
-// call to the next: `first` starts them, `last` finishes them.
+// A block of C: panels of a and b with `depth` of k. `tiles` keeps its sums between slices of the depth, and
+// from one call to the next: `first` starts them, `last` finishes them.
 template <class C, class Epilogue>
-void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t depth, const C* a, const C* b,
-                    GemmTile<C>* tiles, bool first, bool last, const Epilogue& epilogue) {
+void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t depth, const C* a,
+                    const C* b, GemmTile<C>* tiles, bool first, bool last, const Epilogue& epilogue) {
   const int64_t slices = std::max<int64_t>(ceil_div(depth, kDepthBlock), 1);
   for (int64_t slice = 0; slice < slices; ++slice) {
     const int64_t k = slice * kDepthBlock, count = std::min(kDepthBlock, depth - k);
@@ -72,9 +72,11 @@ inline int64_t part_size(int64_t size, int64_t limit, int64_t unit) {
 }
 
 template <class C, class A, class B, class Epilogue>
-void gemm(int64_t rows, int64_t cols, int64_t depth, const A& a, const B& b, const Epilogue& epilogue, int threads) {
+void gemm(int64_t rows, int64_t cols, int64_t depth, const A& a, const B& b, const Epilogue& epilogue,
+          int threads) {
   if (rows <= 0 || cols <= 0) return;
   constexpr int64_t kTilesPerBlock = kBlockRows / kTileRows * (kBlockCols<C> / kTileCols<C>);
+  constexpr int64_t kRowRun = kPackRun / kTileRows, kColRun = kPackRun / kTileCols<C>;  // panels
   const int64_t depth_part = depth <= kMaxDepth ? std::max<int64_t>(depth, 1) : kMaxDepth / 2;
   const int64_t row_part = part_size(rows, kPackedMax / depth_part, kBlockRows);
   const int64_t col_part = part_size(cols, kPackedMax / depth_part, kBlockCols<C>);
@@ -84,24 +86,25 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, const A& a, const B& b, con
     const int64_t part_cols = std::min(col_part, cols - col0);
     for (int64_t row0 = 0; row0 < rows; row0 += row_part) {
       const int64_t part_rows = std::min(row_part, rows - row0);
-      const int64_t row_blocks = ceil_div(part_rows, kBlockRows), col_blocks = ceil_div(part_cols, kBlockCols<C>);
+      const int64_t row_blocks = ceil_div(part_rows, kBlockRows),
+                    col_blocks = ceil_div(part_cols, kBlockCols<C>);
       GemmTile<C>* sums =
           one_pass ? nullptr : workspace<GemmTile<C>>(Slot::sums, row_blocks * col_blocks * kTilesPerBlock);
       int64_t k0 = 0;
       do {
         const int64_t part_depth = std::min(depth_part, depth - k0);
-        const int64_t row_panels = ceil_div(part_rows, kTileRows), col_panels = ceil_div(part_cols, kTileCols<C>);
+        const int64_t row_panels = ceil_div(part_rows, kTileRows),
+                      col_panels = ceil_div(part_cols, kTileCols<C>);
         C* packed_a = workspace<C>(Slot::lhs, row_panels * kTileRows * part_depth);
         C* packed_b = workspace<C>(Slot::rhs, col_panels * kTileCols<C> * part_depth);
-        const int64_t row_tasks = ceil_div(row_panels, kPanelsPerTask);
+        const int64_t row_tasks = ceil_div(row_panels, kRowRun);
         // b is packed with the first rows only, when the whole depth is.
-        const int64_t col_tasks = one_pass && row0 > 0 ? 0 : ceil_div(col_panels, kPanelsPerTask);
+        const int64_t col_tasks = one_pass && row0 > 0 ? 0 : ceil_div(col_panels, kColRun);
         parallel_for(row_tasks + col_tasks, threads, [&](int64_t task) {
           if (task < row_tasks) {
-            pack_panels<C, kTileRows>(a, row0, part_rows, task * kPanelsPerTask, kPanelsPerTask, k0, part_depth,
-                                      packed_a);
+            pack_panels<C, kTileRows>(a, row0, part_rows, task * kRowRun, kRowRun, k0, part_depth, packed_a);
           } else {
-            pack_panels<C, kTileCols<C>>(b, col0, part_cols, (task - row_tasks) * kPanelsPerTask, kPanelsPerTask, k0,
+            pack_panels<C, kTileCols<C>>(b, col0, part_cols, (task - row_tasks) * kColRun, kColRun, k0,
                                          part_depth, packed_b);
           }
         });

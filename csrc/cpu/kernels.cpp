@@ -11,9 +11,14 @@ namespace glm::cpu::GLM_ISA {
 extern const Kernels kKernels;
 const Kernels kKernels = {
     .isa = GLM_EXPAND_STRING(GLM_ISA),
+    .fma_peak = fma_peak,
     .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
+    .embedding_2d_forward = embedding_2d_forward,
+    .embedding_2d_backward = embedding_2d_backward,
     .linear_cross_entropy = linear_cross_entropy,
+    .span_attention_forward = span_attention_forward,
+    .span_attention_backward = span_attention_backward,
 };
 
 }  // namespace glm::cpu::GLM_ISA

@@ -107,8 +107,8 @@ GLM_INLINE void pack_steps(const Source& x, int64_t first, int valid, int64_t k,
   }
 }
 
-// Panels [panel0, panel0 + panels) of the `size` elements from `first` on, k in [k0, k0 + depth). Panel p lies at
-// out + p * kWidth * depth; what a last panel has beyond `size` is zero.
+// Panels [panel0, panel0 + panels) of the `size` elements from `first` on, k in [k0, k0 + depth). Panel p
+// lies at out + p * kWidth * depth; what a last panel has beyond `size` is zero.
 template <class C, int kWidth, class Source>
 void pack_panels(const Source& x, int64_t first, int64_t size, int64_t panel0, int64_t panels, int64_t k0,
                  int64_t depth, C* out) {

@@ -18,7 +18,7 @@ _MASK_32 = 0xFFFFFFFF
 
 
 def draw_seed(seed: int | None = None) -> int:
-    """The seed given, or one from torch's default generator: after torch.manual_seed all backends draw the same."""
+    """The seed given, or one from torch's default generator, which torch.manual_seed makes repeatable."""
     return int(torch.randint(0, 2**63 - 1, ())) if seed is None else seed
 
 

@@ -1,0 +1,50 @@
+"""Prints, after pytest-benchmark's own tables, what each figure means: useful GFLOP/s or GB/s, share of peak, ratio."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import pytest
+import torch
+
+from glm_ext import _C
+
+from .cases import OURS
+
+
+@pytest.fixture(scope="session")
+def peak_gflops() -> float:
+    """What this machine reaches now, with the threads in use."""
+    return _C.fma_peak(torch.get_num_threads())
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    session = getattr(config, "_benchmarksession", None)
+    found = [b for b in session.benchmarks if b.stats.rounds] if session else []
+    if not found:
+        return
+    groups: dict[str, list[Any]] = {}
+    for benchmark in found:
+        groups.setdefault(benchmark.group, []).append(benchmark)
+    write = terminalreporter.write_line
+    write("")
+    write(
+        f"glm_ext {_C.isa()} | torch {torch.__version__} | {torch.get_num_threads()} threads | "
+        f"{platform.processor() or platform.machine()} | median of each"
+    )
+    for group, benchmarks in groups.items():
+        write("")
+        write(group)
+        ours = next((b.stats.median for b in benchmarks if b.extra_info["peer"] == OURS), None)
+        for b in sorted(benchmarks, key=lambda b: b.stats.median):
+            info, median = b.extra_info, b.stats.median
+            ratio = f"{median / ours:6.2f}x ours" if ours else ""
+            write(f"  {info['peer']:26s} {median * 1e3:10.3f} ms  {_rate(info, median):34s} {ratio}")
+
+
+def _rate(info: dict[str, Any], seconds: float) -> str:
+    if info["flops"]:
+        gflops = info["flops"] / seconds * 1e-9
+        return f"{gflops:8.1f} GFLOP/s  {gflops / info['peak_gflops']:6.1%} of peak"
+    return f"{info['bytes'] / seconds * 1e-9:8.1f} GB/s"

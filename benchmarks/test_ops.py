@@ -1,0 +1,41 @@
+"""`pytest benchmarks --benchmark-only`: every op at named shapes, with its peers side by side in one group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .cases import Case, Peer, all_cases
+
+CASES = list(all_cases())
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, dict[str, Peer]]:
+    """The peers of the case at hand only: inputs of a case are dropped when the next one is built."""
+    return {}
+
+
+def _peer_names() -> list[Any]:
+    names = {
+        "span_attention": ["glm_ext", "SDPA, bool mask", "FlexAttention, compiled"],
+        "gelu_mlp": ["glm_ext", "eager", "torch.compile"],
+        "embedding_2d": ["glm_ext", "eager", "torch.compile"],
+        "dropout_add_layer_norm": ["glm_ext", "eager", "torch.compile"],
+        "linear_cross_entropy": ["glm_ext", "eager, all rows", "eager, rows gathered", "F.linear_cross_entropy"],
+    }
+    return [pytest.param(case, peer, id=f"{case.id} | {peer}") for case in CASES for peer in names[case.op]]
+
+
+@pytest.mark.parametrize(("case", "peer"), _peer_names())
+def test_speed(case: Case, peer: str, built: dict[str, dict[str, Peer]], benchmark: Any, peak_gflops: float) -> None:
+    if case.id not in built:
+        built.clear()
+        built[case.id] = case.peers()
+    if peer not in built[case.id]:
+        pytest.skip(f"{peer} cannot do this case here")
+    run = built[case.id][peer]
+    benchmark.group = case.id
+    benchmark.extra_info.update(peer=peer, flops=case.flops, bytes=case.bytes, peak_gflops=peak_gflops)
+    benchmark.pedantic(run, rounds=10, warmup_rounds=2)

@@ -1,0 +1,95 @@
+"""A whole training step of GLM-base, ours beside plain torch: forward, backward, clipping, fused AdamW.
+
+    python -m benchmarks.train_step [--dropout 0.1] [--rounds 3] [--compile] [--threads 2]
+
+Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours. The batch is the
+shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from glm_ext import GLM, Batch, GLMConfig
+
+from .plain_glm import plain_twin
+
+B, S, PREFIX = 4, 512, 410
+
+
+def make_batch(config: GLMConfig) -> Batch:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, config.vocab_size, (B, S))
+    place = torch.arange(S).clamp(max=PREFIX - 1)
+    block = torch.cat([torch.zeros(PREFIX, dtype=torch.long), torch.arange(S - PREFIX) % 4 + 1])
+    loss_mask = (torch.arange(S) >= PREFIX).float().expand(B, S).contiguous()
+    positions = torch.stack([place, block]).expand(B, 2, S).contiguous()
+    full = torch.full((B,), S)
+    return Batch(
+        tokens=tokens,
+        positions=positions,
+        targets=tokens.roll(-1, 1),
+        loss_mask=loss_mask,
+        prefix_len=torch.full((B,), PREFIX),
+        seq_len=full,
+    )
+
+
+def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+
+    def step() -> None:
+        loss(batch).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--compile", action="store_true", help="also the plain model under torch.compile")
+    parser.add_argument("--preset", default="base")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    config = GLMConfig.preset(options.preset, hidden_dropout=options.dropout, attention_dropout=options.dropout)
+    batch = make_batch(config)
+    torch.manual_seed(0)
+    model = GLM(config)
+    plain = plain_twin(model)
+    steps = {"glm_ext": make_step(model, model.loss, batch), "plain torch": make_step(plain, plain.loss, batch)}
+    if options.compile:
+        compiled = plain_twin(model)
+        steps["plain torch, compiled"] = make_step(compiled, torch.compile(compiled.loss), batch)
+
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():  # warm-up: compilation, first touch of memory, optimizer state
+        step()
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - begin)
+
+    ours = statistics.median(times["glm_ext"])
+    print(f"GLM-{options.preset} step, B={B} S={S} a={PREFIX} dropout={options.dropout} f32, {options.threads} threads")
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
+        print(f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  {median / ours:5.2f}x ours")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""From tokenized documents to batches, a pure function of (seed, step, index): no loader state to lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..batch import Batch
+from .blocks import Example
+from .collate import collate
+from .objectives import TokenSpanSettings, token_spans
+from .spans import Ints
+from .special import SpecialIds
+
+if TYPE_CHECKING:
+    from .tokenizer import GLMTokenizer
+
+# A text whose spans do not fit is dropped and the next one drawn: rare, unless the corpus holds nothing that
+# can be blanked.
+_MAX_DRAWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDocuments:
+    """Documents as one flat array: document d is tokens[offsets[d] : offsets[d + 1]], with its closing eos.
+
+    tokens [N] any integer dtype (a memory map will do), offsets [documents + 1] int64, from 0 to N, rising.
+    """
+
+    tokens: NDArray[np.integer]
+    offsets: Ints
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) < 2 or self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens):
+            raise ValueError(
+                f"documents: expected offsets from 0 to {len(self.tokens)} (the number of tokens), "
+                f"got {self.offsets.tolist()[:1]} .. {self.offsets.tolist()[-1:]}; is the corpus empty?"
+            )
+        if (np.diff(self.offsets) < 1).any():
+            raise ValueError("documents: expected rising offsets, got an empty document; leave it out")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, document: int) -> NDArray[np.integer]:
+        return self.tokens[self.offsets[document] : self.offsets[document + 1]]
+
+    def draw(self, rng: np.random.Generator) -> NDArray[np.integer]:
+        """A document, with probability proportional to its length."""
+        token = rng.integers(len(self.tokens))
+        return self[int(np.searchsorted(self.offsets, token, side="right")) - 1]
+
+
+def encode_documents(tokenizer: GLMTokenizer, documents: Sequence[str]) -> TokenDocuments:
+    """Encodes documents and closes each with eos. Special tokens written in a document are plain text."""
+    encoded = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(documents)]
+    offsets = np.cumsum([0, *map(len, encoded)])
+    tokens = np.fromiter((token for ids in encoded for token in ids), dtype=np.int32, count=int(offsets[-1]))
+    return TokenDocuments(tokens, offsets)
+
+
+def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length: int, cls: int) -> Ints:
+    """A text of max_length tokens, or one less where nothing more fits: [CLS] and a piece of a document.
+
+    A document longer than the text is cut at a random place. One that is shorter is taken whole and others
+    follow, each with its own [CLS], the last one cut to the room left. They share the sequence: attention
+    crosses from one to the next.
+    """
+    document = documents.draw(rng)
+    longest = max_length - 1
+    if len(document) > longest:
+        begin = int(rng.integers(0, len(document) - longest, endpoint=True))
+        document = document[begin : begin + longest]
+    text = np.empty(max_length, dtype=np.int64)
+    text[0] = cls
+    end = 1 + len(document)
+    text[1:end] = document
+    while end + 2 <= max_length:
+        document = documents.draw(rng)[: max_length - end - 1]
+        text[end] = cls
+        text[end + 1 : end + 1 + len(document)] = document
+        end += 1 + len(document)
+    return text[:end]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSpanBatches:
+    """An endless supply of token-span batches; batch k is the same whenever and wherever it is asked for.
+
+    max_length is the length of the text before blanking. Every position, of both rows, is below it, so a
+    model with max_positions >= max_length can take every batch; Part A and Part B together have at most
+    max_length + 2 * int(ratio * max_length) tokens.
+
+    The examples of one optimizer step are numbered micro step first, then rank, then place in the batch: 1 x
+    8, 2 x 4 in accumulation and 2 ranks x 4 draw the same eight.
+    """
+
+    documents: TokenDocuments
+    ids: SpecialIds
+    batch_size: int
+    max_length: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    settings: TokenSpanSettings = field(default_factory=TokenSpanSettings)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if int(self.settings.ratio * self.max_length) < 1:
+            raise ValueError(
+                f"max_length: {self.max_length} tokens leave none to blank at ratio {self.settings.ratio}; "
+                f"expected at least {int(np.ceil(1 / self.settings.ratio))}"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: expected 0 <= rank < world_size ({self.world_size}), got {self.rank}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed: expected 0 <= seed < 2**64, got {self.seed}")
+
+    def sample(self, step: int, index: int) -> Example:
+        """Example `index` of optimizer step `step`: a pure function of (seed, step, index).
+
+        ValueError if no text of these documents can hold the spans.
+        """
+        # A counter-based generator: the coordinates are the state, the low word counts the draws.
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, 0], counter=[0, 0, index, step]))
+        for _ in range(_MAX_DRAWS):
+            text = sample_text(self.documents, rng, self.max_length, self.ids.cls)
+            example = token_spans(text, rng, self.ids, self.settings)
+            if example is not None:
+                return example
+        raise ValueError(
+            f"no room for blanks in {_MAX_DRAWS} texts of {self.max_length} tokens: documents too short, "
+            f"{len(self.documents.tokens) / len(self.documents):.1f} tokens on average; join them"
+        )
+
+    def batch(self, step: int, micro_step: int = 0) -> Batch:
+        """The batch of this rank: examples of step `step`, part `micro_step` of its gradient accumulation."""
+        first = (micro_step * self.world_size + self.rank) * self.batch_size
+        examples = [self.sample(step, first + place) for place in range(self.batch_size)]
+        return collate(examples, self.ids.pad)
+
+    def take(self, count: int) -> list[Batch]:
+        """The batches of steps 0 .. count - 1: of held-out documents, the fixed set to evaluate on."""
+        return [self.batch(step) for step in range(count)]

@@ -1,0 +1,230 @@
+"""GLM: autoregressive blank infilling with one transformer (Du et al., "GLM", ACL 2022).
+
+Part A of a sequence, the text with its blanks, sees itself both ways; Part B, the blanks' contents, sees all
+of Part A and its own past. Every token has two positions, and the vocabulary matrix is both the first and the
+last layer.
+
+Shape letters: B batch, S sequence, E width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batch import Batch
+from .config import GLMConfig
+from .nn import GLMBlock, KVCache, Layer
+from .ops.reference import Lengths
+
+
+class Transformer(Layer):
+    """All of GLM between the two uses of the vocabulary matrix: positions, blocks, final LayerNorm."""
+
+    def __init__(
+        self,
+        config: GLMConfig,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dropout=config.hidden_dropout, backend=backend)
+        rows, width = config.max_positions + 1, config.hidden_size
+        self.position_embeddings = nn.Embedding(rows, width, device=device, dtype=dtype)
+        self.block_position_embeddings = nn.Embedding(rows, width, device=device, dtype=dtype)
+        self.layers = nn.ModuleList(
+            GLMBlock(
+                width,
+                config.num_heads,
+                config.ffn_hidden_size,
+                dropout=config.hidden_dropout,
+                attention_dropout=config.attention_dropout,
+                layer_norm_eps=config.layer_norm_eps,
+                approximate=config.approximate,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.final_layernorm = nn.LayerNorm(width, config.layer_norm_eps, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        word_table: Tensor,
+        prefix_len: Lengths,
+        seq_len: Lengths | None = None,
+        start: Lengths | None = None,
+        cache: list[KVCache] | None = None,
+    ) -> Tensor:
+        residual: Tensor = self.ops.embedding_2d(
+            tokens,
+            positions[:, 0],
+            positions[:, 1],
+            word_table,
+            self.position_embeddings.weight,
+            self.block_position_embeddings.weight,
+            dropout_p=self.dropout_p,
+        )
+        pending = None
+        for i, layer in enumerate(self.layers):
+            layer_cache = None if cache is None else cache[i]
+            pending, residual = layer(pending, prefix_len, seq_len, start, layer_cache, residual=residual)
+        return self.add_norm(pending, residual, self.final_layernorm)[0]
+
+
+class GLM(nn.Module):
+    """The model. Parameter names are those of the public checkpoints, see `interop.load_megatron`.
+
+    backend: "fused" kernels, "eager" plain torch, or "auto". On device="meta" nothing is allocated; after
+    `to_empty(device=...)` call `reset_parameters()`.
+
+    >>> config = GLMConfig(vocab_size=50, num_layers=2, hidden_size=32, num_heads=4, max_positions=16)
+    >>> model = GLM(config)
+    >>> tokens = torch.tensor([[11, 2, 13, 3, 12]])  # 11 [MASK] 13 | <sop> 12
+    >>> positions = torch.tensor([[[0, 1, 2, 1, 1], [0, 0, 0, 1, 2]]])
+    >>> model(tokens, positions, prefix_len=3).shape
+    torch.Size([1, 5, 50])
+    """
+
+    def __init__(
+        self,
+        config: GLMConfig,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
+        self.transformer = Transformer(config, backend=backend, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights ~ N(0, init_std), over sqrt(2 L) for those that write to the residual; biases 0, LN 1."""
+        std = self.config.init_std
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "layernorm" in name:
+                parameter.fill_(1.0)
+            elif name.endswith(("attention.dense.weight", "mlp.dense_4h_to_h.weight")):
+                parameter.normal_(0.0, std / (2 * self.config.num_layers) ** 0.5)
+            else:
+                parameter.normal_(0.0, std)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        prefix_len: Lengths,
+        seq_len: Lengths | None = None,
+        *,
+        start: Lengths | None = None,
+        cache: list[KVCache] | None = None,
+    ) -> Tensor:
+        """Logits [B, S, V] of what `hidden` returns."""
+        return self.logits(self.hidden(tokens, positions, prefix_len, seq_len, start=start, cache=cache))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        prefix_len: Lengths,
+        seq_len: Lengths | None = None,
+        *,
+        start: Lengths | None = None,
+        cache: list[KVCache] | None = None,
+    ) -> Tensor:
+        """Hidden states [B, S, E] after the final LayerNorm.
+
+        tokens [B, S] and positions [B, 2, S] are int64 (or int32): the place in Part A, and the place in the
+        span (0 in Part A). prefix_len is the length of Part A, seq_len of Part A and B without padding, start
+        the first token after left padding: ints, or int tensors [B]. With a cache (`new_cache`) the tokens
+        follow those that it holds. TypeError and ValueError for arguments that do not fit together or into
+        the tables.
+        """
+        self._check(tokens, positions)
+        for name, lengths in (("prefix_len", prefix_len), ("seq_len", seq_len), ("start", start)):
+            _check_lengths(name, lengths, len(tokens))
+        out: Tensor = self.transformer(
+            tokens, positions, self.word_embeddings.weight, prefix_len, seq_len, start, cache
+        )
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., E] -> [..., V], by the vocabulary matrix that also embeds."""
+        return F.linear(hidden, self.word_embeddings.weight)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """sum(cross-entropy * loss_mask) / sum(loss_mask); rows of mask 0 never meet the vocabulary."""
+        hidden = self.hidden(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+        loss: Tensor = self.transformer.ops.linear_cross_entropy(
+            hidden, self.word_embeddings.weight, batch.targets, batch.loss_mask
+        )
+        return loss
+
+    def new_cache(self, batch_size: int, capacity: int) -> list[KVCache]:
+        """Room for `capacity` tokens per sequence in every layer, for decoding under torch.no_grad()."""
+        weight, config = self.word_embeddings.weight, self.config
+        return [
+            KVCache.allocate(
+                batch_size,
+                config.num_heads,
+                capacity,
+                config.hidden_size // config.num_heads,
+                device=weight.device,
+                dtype=weight.dtype,
+            )
+            for _ in range(config.num_layers)
+        ]
+
+    def num_parameters(self) -> int:
+        """How many numbers the model learns; the tied vocabulary matrix counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def extra_repr(self) -> str:
+        return f"{self.num_parameters():,} parameters"
+
+    def _check(self, tokens: Tensor, positions: Tensor) -> None:
+        for name, ids in (("tokens", tokens), ("positions", positions)):
+            if ids.dtype not in (torch.int64, torch.int32):
+                raise TypeError(f"{name}: expected int64 or int32, got {ids.dtype}")
+        if tokens.dim() != 2:
+            raise ValueError(
+                f"tokens: expected [B, S], got {list(tokens.shape)}; one sequence is tokens[None]"
+            )
+        B, S = tokens.shape
+        if positions.shape != (B, 2, S):
+            got = list(positions.shape)
+            raise ValueError(
+                f"positions: expected {[B, 2, S]} (place in Part A, place in the span), got {got}"
+            )
+        # Reading values would make the CPU wait for a GPU, and break a graph that is being compiled.
+        if tokens.device.type == "cpu" and tokens.numel() > 0 and not torch.compiler.is_compiling():
+            _check_range("tokens", tokens, self.config.vocab_size, "is this the tokenizer of the model?")
+            hint = "shorten the text or raise max_positions"
+            _check_range("positions", positions, self.config.max_positions + 1, hint)
+
+
+def _check_range(name: str, ids: Tensor, rows: int, hint: str) -> None:
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= rows:
+        raise ValueError(f"{name}: expected values from 0 to {rows - 1}, got {low} to {high}; {hint}")
+
+
+def _check_lengths(name: str, lengths: Lengths | None, batch_size: int) -> None:
+    if not isinstance(lengths, Tensor):
+        return
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an int or an integer tensor, got {lengths.dtype}")
+    if lengths.shape != (batch_size,):
+        raise ValueError(
+            f"{name}: expected an int or [{batch_size}], one per sequence, got {list(lengths.shape)}"
+        )

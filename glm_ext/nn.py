@@ -1,0 +1,324 @@
+"""The layers of GLM as drop-in modules: parameters and shapes here, the work in glm_ext.ops.
+
+Submodules carry the names of the public GLM checkpoints. Dropout is active in training mode only.
+
+Shape letters: B batch, S sequence, T cached and new tokens together, H heads, D head dim, E width, F hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .ops import reference
+from .ops.reference import Lengths
+
+
+def ops_for(backend: str) -> ModuleType:
+    """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", the best there is.
+
+    >>> ops_for("eager").__name__
+    'glm_ext.ops.reference'
+    """
+    if backend == "eager":
+        return reference
+    if backend == "fused":
+        return ops
+    if backend == "auto":
+        return ops if hasattr(ops, "span_attention") else reference
+    raise ValueError(f'backend: expected "auto", "fused" or "eager", got {backend!r}')
+
+
+class Layer(nn.Module):
+    """What the layers share: a backend, and a dropout probability that counts in training mode only."""
+
+    def __init__(self, *, dropout: float, backend: str) -> None:
+        super().__init__()
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout: expected 0 <= p <= 1, got {dropout}")
+        ops_for(backend)  # an unknown name fails here, not in forward
+        self.dropout, self.backend = dropout, backend
+
+    @property
+    def ops(self) -> ModuleType:
+        return ops_for(self.backend)
+
+    @property
+    def dropout_p(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def add_norm(self, x: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """The seam of two sublayers: (norm(r), r), r = residual + dropout(x), or residual where x is None."""
+        if x is None:
+            return norm(residual), residual
+        seam: tuple[Tensor, Tensor] = self.ops.dropout_add_layer_norm(
+            x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=self.dropout_p
+        )
+        return seam
+
+    def extra_repr(self) -> str:
+        return f"dropout={self.dropout}, backend={self.backend!r}"
+
+
+@dataclass(slots=True)
+class KVCache:
+    """The keys and values that one attention layer has seen, in room allocated once. No gradient.
+
+    >>> cache = KVCache.allocate(batch_size=1, num_heads=2, capacity=8, head_dim=4)
+    >>> key, value = cache.append(*torch.zeros(2, 1, 2, 3, 4))
+    >>> key.shape, cache.length
+    (torch.Size([1, 2, 3, 4]), 3)
+    """
+
+    key: Tensor  # [B, H, capacity, D]
+    value: Tensor  # [B, H, capacity, D]
+    length: int = 0  # tokens held
+
+    @classmethod
+    def allocate(
+        cls,
+        batch_size: int,
+        num_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
+        key, value = torch.empty(2, batch_size, num_heads, capacity, head_dim, device=device, dtype=dtype)
+        return cls(key, value)
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores S more tokens [B, H, S, D] and returns all T so far, as views [B, H, T, D]."""
+        end, capacity = self.length + key.shape[2], self.key.shape[2]
+        if end > capacity:
+            raise ValueError(f"cache: expected room for {end} tokens, got {capacity}; allocate a larger one")
+        self.key[:, :, self.length : end] = key
+        self.value[:, :, self.length : end] = value
+        self.length = end
+        return self.key[:, :, :end], self.value[:, :, :end]
+
+
+class SpanAttention(Layer):
+    """Multi-head self-attention under the GLM mask (Du et al., "GLM", 2022, section 2.1).
+
+    x [B, S, E] -> dense(span_attention(q, k, v)) [B, S, E] with [q | k | v] = query_key_value(x), each a
+    third that is read in place. `dropout` falls on the attention probabilities. See `ops.span_attention` for
+    who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both.
+
+    >>> attention = SpanAttention(32, num_heads=4)
+    >>> attention(torch.randn(2, 7, 32), prefix_len=torch.tensor([3, 5])).shape
+    torch.Size([2, 7, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dropout=dropout, backend=backend)
+        if num_heads < 1 or embed_dim % num_heads != 0:
+            raise ValueError(f"embed_dim: expected a multiple of num_heads = {num_heads}, got {embed_dim}")
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim, bias, device, dtype)
+        self.dense = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        prefix_len: Lengths,
+        seq_len: Lengths | None = None,
+        start: Lengths | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        packed = self.query_key_value(x).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
+        query, key, value = (
+            third.transpose(1, 2) for third in packed.unbind(2)
+        )  # [B, H, S, D], strided views
+        if cache is not None:
+            key, value = cache.append(key, value)  # [B, H, T, D]
+        attended: Tensor = self.ops.span_attention(
+            query, key, value, prefix_len, seq_len, start=start, dropout_p=self.dropout_p
+        )
+        out: Tensor = self.dense(attended.transpose(1, 2).flatten(2))
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.embed_dim}, num_heads={self.num_heads}, {super().extra_repr()}"
+
+
+class Embedding2D(Layer):
+    """dropout(word[token] + position[place in Part A] + block_position[place in the span]).
+
+    The input of GLM (Du et al. 2022, section 2.1). tokens [B, S], positions [B, 2, S] -> [B, S, E]. Both
+    position tables have num_positions rows.
+
+    >>> embedding = Embedding2D(100, num_positions=16, embedding_dim=8)
+    >>> embedding(torch.tensor([[5, 7]]), torch.tensor([[[0, 1], [0, 0]]])).shape
+    torch.Size([1, 2, 8])
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        num_positions: int,
+        embedding_dim: int,
+        *,
+        dropout: float = 0.0,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dropout=dropout, backend=backend)
+        self.word_embeddings = nn.Embedding(num_embeddings, embedding_dim, device=device, dtype=dtype)
+        self.position_embeddings = nn.Embedding(num_positions, embedding_dim, device=device, dtype=dtype)
+        self.block_position_embeddings = nn.Embedding(
+            num_positions, embedding_dim, device=device, dtype=dtype
+        )
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        out: Tensor = self.ops.embedding_2d(
+            tokens,
+            positions[:, 0],
+            positions[:, 1],
+            self.word_embeddings.weight,
+            self.position_embeddings.weight,
+            self.block_position_embeddings.weight,
+            dropout_p=self.dropout_p,
+        )
+        return out
+
+
+class GeluMLP(Layer):
+    """dense_4h_to_h(gelu(dense_h_to_4h(x))), [..., E] -> [..., E] through F hidden units.
+
+    approximate: "tanh" (as GLM) or "none" (erf). recompute: what backward computes again instead of keeping,
+    "none", "activation" (keeps the input of GELU, not its output) or "all".
+
+    >>> GeluMLP(8, 32)(torch.randn(5, 8)).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        approximate: str = "tanh",
+        recompute: str = "activation",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dropout=0.0, backend=backend)
+        self.approximate, self.recompute = approximate, recompute
+        self.dense_h_to_4h = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
+        self.dense_4h_to_h = nn.Linear(hidden_features, in_features, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.ops.gelu_mlp(
+            x,
+            self.dense_h_to_4h.weight,
+            self.dense_h_to_4h.bias,
+            self.dense_4h_to_h.weight,
+            self.dense_4h_to_h.bias,
+            approximate=self.approximate,
+            recompute=self.recompute,
+        )
+        return out
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}, recompute={self.recompute!r}, backend={self.backend!r}"
+
+
+class GLMBlock(Layer):
+    """Pre-LN transformer block: x <- x + dropout(attention(LN(x))), then x <- x + dropout(mlp(LN(x))).
+
+    x [B, S, E] -> [B, S, E]. `dropout` falls on both sums, `attention_dropout` on the attention
+    probabilities.
+
+    A sum and the LayerNorm after it are one op, also across blocks, so in a stack a block leaves its last sum
+    to the next one. Given `residual`, x is what the block before left to add to it (None: nothing), and the
+    result is such a pair again:
+
+    >>> blocks = nn.ModuleList(GLMBlock(32, 4, 128) for _ in range(2))
+    >>> x = torch.randn(2, 7, 32)
+    >>> pending, residual = None, x
+    >>> for block in blocks:
+    ...     pending, residual = block(pending, 3, residual=residual)
+    >>> torch.allclose(residual + pending, blocks[1](blocks[0](x, 3), 3), atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        ffn_hidden: int,
+        *,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        layer_norm_eps: float = 1e-5,
+        approximate: str = "tanh",
+        recompute: str = "activation",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dropout=dropout, backend=backend)
+        self.input_layernorm = nn.LayerNorm(embed_dim, layer_norm_eps, device=device, dtype=dtype)
+        self.attention = SpanAttention(
+            embed_dim, num_heads, dropout=attention_dropout, backend=backend, device=device, dtype=dtype
+        )
+        self.post_attention_layernorm = nn.LayerNorm(embed_dim, layer_norm_eps, device=device, dtype=dtype)
+        self.mlp = GeluMLP(
+            embed_dim,
+            ffn_hidden,
+            approximate=approximate,
+            recompute=recompute,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(
+        self,
+        x: Tensor | None,
+        prefix_len: Lengths,
+        seq_len: Lengths | None = None,
+        start: Lengths | None = None,
+        cache: KVCache | None = None,
+        *,
+        residual: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if residual is not None:
+            return self._sublayers(x, residual, prefix_len, seq_len, start, cache)
+        if x is None:
+            raise ValueError("x: expected a tensor [B, S, E] where no residual is given, got None")
+        x, residual = self._sublayers(None, x, prefix_len, seq_len, start, cache)
+        return residual + F.dropout(x, self.dropout, self.training)
+
+    def _sublayers(
+        self,
+        x: Tensor | None,
+        residual: Tensor,
+        prefix_len: Lengths,
+        seq_len: Lengths | None,
+        start: Lengths | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, Tensor]:
+        normed, residual = self.add_norm(x, residual, self.input_layernorm)
+        x = self.attention(normed, prefix_len, seq_len, start, cache)
+        normed, residual = self.add_norm(x, residual, self.post_attention_layernorm)
+        return self.mlp(normed), residual

@@ -1,0 +1,65 @@
+"""Batch: its checks, its counts, moving it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from glm_ext.batch import Batch
+
+
+def fields(b: int = 2, s: int = 5, **changed: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "tokens": torch.zeros(b, s, dtype=torch.int64),
+        "positions": torch.zeros(b, 2, s, dtype=torch.int64),
+        "targets": torch.zeros(b, s, dtype=torch.int64),
+        "loss_mask": torch.zeros(b, s),
+        "prefix_len": torch.ones(b, dtype=torch.int64),
+        "seq_len": torch.full((b,), s - 1, dtype=torch.int64),
+    }
+    return values | changed
+
+
+@pytest.mark.parametrize(
+    "name, value, error, said",
+    [
+        ("tokens", torch.zeros(5, dtype=torch.int64), ValueError, r"expected \[B, S\], got \[5\]"),
+        ("tokens", torch.zeros(2, 5, dtype=torch.int32), TypeError, "expected torch.int64, got torch.int32"),
+        (
+            "positions",
+            torch.zeros(2, 5, dtype=torch.int64),
+            ValueError,
+            r"expected \[2, 2, 5\].*got \[2, 5\]",
+        ),
+        ("targets", torch.zeros(2, 4, dtype=torch.int64), ValueError, r"expected \[2, 5\].*got \[2, 4\]"),
+        (
+            "loss_mask",
+            torch.zeros(2, 5, dtype=torch.bool),
+            TypeError,
+            "expected torch.float32, got torch.bool",
+        ),
+        ("prefix_len", torch.ones(3, dtype=torch.int64), ValueError, r"expected \[2\].*got \[3\]"),
+        ("seq_len", torch.ones(2), TypeError, "expected torch.int64, got torch.float32"),
+        ("targets", torch.zeros(2, 5, dtype=torch.int64, device="meta"), ValueError, "expected device cpu"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_was_expected(name: str, value: Any, error: Any, said: str) -> None:
+    with pytest.raises(error, match=f"{name}: {said}"):
+        Batch(**fields(**{name: value}))
+
+
+def test_counts_leave_out_padding_and_weightless_targets() -> None:
+    weights = torch.tensor([[0, 0, 0.5, 1, 0], [0, 0, 0, 1, 0]])
+    assert Batch(**fields(loss_mask=weights)).num_tokens == 8
+    assert Batch(**fields(seq_len=None)).num_tokens == 10
+    assert Batch(**fields(loss_mask=weights)).num_targets == 3
+
+
+def test_to_moves_every_tensor() -> None:
+    moved = Batch(**fields()).to("meta")
+    assert all(getattr(moved, name).device.type == "meta" for name in fields())
+    assert Batch(**fields(seq_len=None)).to("meta").seq_len is None
+
+
+def test_an_empty_batch_is_a_batch() -> None:
+    assert Batch(**fields(b=0)).num_tokens == 0

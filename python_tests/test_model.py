@@ -1,0 +1,273 @@
+"""GLM against a run of the public implementation (golden/reference_tiny.npz, float32, no dropout)."""
+
+import copy
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from glm_ext import GLM, Batch, GLMConfig
+
+BACKENDS = ["eager", "auto"]
+GOLDEN = {
+    name: torch.from_numpy(array)
+    for name, array in np.load(Path(__file__).parent / "golden" / "reference_tiny.npz").items()
+}
+PARAMETERS = {
+    name.removeprefix("param/"): value for name, value in GOLDEN.items() if name.startswith("param/")
+}
+
+
+def golden_model(backend="auto", dtype=torch.float32):
+    layers, width, heads, vocab_size, max_positions = GOLDEN["cfg"].tolist()
+    config = GLMConfig(
+        vocab_size=vocab_size,
+        num_layers=layers,
+        hidden_size=width,
+        num_heads=heads,
+        max_positions=max_positions,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
+    model = GLM(config, backend=backend)
+    model.load_state_dict(PARAMETERS)
+    return model.to(dtype)
+
+
+def golden_batch():
+    return Batch(
+        tokens=GOLDEN["input_ids"],
+        positions=GOLDEN["position_ids"],
+        targets=GOLDEN["targets"],
+        loss_mask=GOLDEN["loss_mask"],
+        prefix_len=GOLDEN["sep"],
+    )
+
+
+def small_model(**overrides):
+    sizes = {"vocab_size": 50, "num_layers": 2, "hidden_size": 32, "num_heads": 4, "max_positions": 16}
+    torch.manual_seed(0)
+    return GLM(GLMConfig(**{**sizes, **overrides}))
+
+
+def inputs(B=2, S=6, prefix=4):
+    """Random tokens, Part A of `prefix` tokens and one span of the rest for the blank at place 1."""
+    span = S - prefix
+    places = torch.tensor([[*range(prefix), *[1] * span], [*[0] * prefix, *range(1, span + 1)]])
+    return torch.randint(50, (B, S)), places.expand(B, 2, S)
+
+
+# ---------------------------------------------------------------------------------------------------- golden
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_and_loss_are_those_of_the_public_implementation(backend):
+    model, batch = golden_model(backend), golden_batch()
+    logits = model(batch.tokens, batch.positions, batch.prefix_len)
+    torch.testing.assert_close(logits, GOLDEN["logits"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.loss(batch), GOLDEN["loss"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_gradient_is_that_of_the_public_implementation(backend):
+    model = golden_model(backend)
+    model.loss(golden_batch()).backward()
+    for name, parameter in model.named_parameters():
+        expected = GOLDEN[f"grad/{name}"]
+        error = (parameter.grad - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decoding_with_a_cache_is_that_of_the_public_implementation(backend):
+    model, prefix = golden_model(backend), int(GOLDEN["decode_prefix"])
+    tokens, positions = GOLDEN["input_ids"][:1], GOLDEN["decode_position_ids"]
+    cache = model.new_cache(batch_size=1, capacity=tokens.shape[1])
+    steps = [prefix] + [1] * (tokens.shape[1] - prefix)
+    with torch.no_grad():
+        logits = [
+            model(part, places, prefix, cache=cache)
+            for part, places in zip(tokens.split(steps, dim=1), positions.split(steps, dim=2), strict=True)
+        ]
+    torch.testing.assert_close(torch.cat(logits, dim=1), GOLDEN["decode_logits"], rtol=0, atol=1e-4)
+
+
+def error_against_float64(backend, dtype):
+    """Largest errors of the logits, the loss and the gradients, over the largest entry of the truth."""
+    batch, results = golden_batch(), []
+    for model in (golden_model("eager", dtype).double(), golden_model(backend, dtype)):
+        loss = model.loss(batch)
+        loss.backward()
+        with torch.no_grad():
+            logits = model(batch.tokens, batch.positions, batch.prefix_len)
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results.append([logits, loss.detach(), *gradients])
+    return [
+        float((ours - truth).abs().max() / truth.abs().max()) for truth, ours in zip(*results, strict=True)
+    ]
+
+
+def test_bfloat16_is_at_least_as_right_as_plain_torch():
+    eps = torch.finfo(torch.bfloat16).eps
+    errors, plain = (error_against_float64(backend, torch.bfloat16) for backend in ("auto", "eager"))
+    factors = [2.0, 2.0] + [3.0] * (len(errors) - 2)  # forward, backward
+    for error, peer, factor in zip(errors, plain, factors, strict=True):
+        assert error <= factor * peer + 2 * eps
+    assert max(errors) < 16 * eps
+
+
+# --------------------------------------------------------------------------------------- lengths and padding
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_right_padding_changes_nothing(backend):
+    model = small_model(hidden_dropout=0.0, attention_dropout=0.0)
+    tokens, positions = inputs(B=1)
+    alone = model(tokens, positions, 4)
+    padded, places = F.pad(tokens, (0, 3), value=7), F.pad(positions, (0, 3), value=9)
+    torch.testing.assert_close(model(padded, places, torch.tensor([4]), torch.tensor([6]))[:, :6], alone)
+
+
+def test_left_padding_changes_nothing():
+    model = small_model().eval()
+    tokens, positions = inputs(B=1)
+    alone = model(tokens, positions, 4)
+    padded, places = F.pad(tokens, (3, 0), value=7), F.pad(positions, (3, 0), value=9)
+    torch.testing.assert_close(model(padded, places, 4 + 3, start=torch.tensor([3]))[:, 3:], alone)
+
+
+def test_part_a_is_blind_to_part_b_and_part_b_to_its_future():
+    model = small_model().eval()
+    tokens, positions = inputs(S=8)
+    before = model(tokens, positions, 4)
+    changed = tokens.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % 50
+    after = model(changed, positions, 4)
+    assert torch.equal(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6], after[:, 6]) and not torch.allclose(before[:, 7], after[:, 7])
+
+
+def test_loss_weighs_targets_by_the_mask():
+    model = small_model().eval()
+    tokens, positions = inputs()
+    loss_mask = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0, 2.0]])
+    targets = torch.randint(50, (2, 6)).where(loss_mask != 0, -100)  # no target where the mask is 0
+    batch = Batch(
+        tokens=tokens,
+        positions=positions,
+        targets=targets,
+        loss_mask=loss_mask,
+        prefix_len=torch.tensor([4, 4]),
+    )
+    logits = model(tokens, positions, 4)
+    ce = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").reshape(2, 6)
+    torch.testing.assert_close(model.loss(batch), (ce * loss_mask).sum() / 3.5)
+
+
+# --------------------------------------------------------------------------------------------- construction
+
+
+def test_initialisation():
+    model = small_model(vocab_size=4000, hidden_size=128, num_layers=8)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert torch.all(parameter == 0.0), name
+        elif "layernorm" in name:
+            assert torch.all(parameter == 1.0), name
+        else:
+            narrow = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+            expected = 0.02 / math.sqrt(2 * 8) if narrow else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.06), name
+            assert abs(parameter.mean().item()) < 0.1 * expected, name
+
+
+def test_dropout_in_training_only():
+    model = small_model()
+    arguments = (*inputs(), 4)
+    assert not torch.equal(model(*arguments), model(*arguments))
+    torch.manual_seed(1)
+    first = model(*arguments)
+    torch.manual_seed(1)
+    assert torch.equal(first, model(*arguments))
+    model.eval()
+    assert torch.equal(model(*arguments), model(*arguments))
+
+
+def test_model_copies_and_pickles():
+    model = small_model().eval()
+    arguments = (*inputs(), 4)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(*arguments), model(*arguments))
+    assert f"{model.num_parameters():,} parameters" in repr(model)
+
+
+def test_materialised_from_meta_it_is_the_same_model():
+    config = small_model().config
+    model = GLM(config, device="meta").to_empty(device="cpu")
+    torch.manual_seed(3)
+    model.reset_parameters()
+    assert all(torch.all(parameter.isfinite()) for parameter in model.parameters())
+    assert model.word_embeddings.weight.std() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"tokens": torch.zeros(6, dtype=torch.int64)}, ValueError, r"tokens: expected \[B, S\], got \[6\]"),
+        ({"tokens": torch.zeros(2, 6)}, TypeError, "tokens: expected int64 or int32, got torch.float32"),
+        (
+            {"positions": torch.zeros(2, 6, dtype=torch.int64)},
+            ValueError,
+            r"expected \[2, 2, 6\] .*, got \[2, 6\]",
+        ),
+        ({"positions": torch.zeros(2, 2, 6)}, TypeError, "positions: expected int64"),
+        (
+            {"tokens": torch.full((2, 6), 50)},
+            ValueError,
+            "tokens: expected values from 0 to 49, got 50 to 50",
+        ),
+        (
+            {"tokens": torch.full((2, 6), -1)},
+            ValueError,
+            "tokens: expected values from 0 to 49, got -1 to -1",
+        ),
+        (
+            {"positions": torch.full((2, 2, 6), 17)},
+            ValueError,
+            "from 0 to 16, got 17 to 17; shorten the text",
+        ),
+        ({"prefix_len": torch.tensor([4])}, ValueError, r"prefix_len: expected an int or \[2\].*, got \[1\]"),
+        (
+            {"prefix_len": torch.tensor([4.0, 4.0])},
+            TypeError,
+            "prefix_len: expected an int or an integer tensor",
+        ),
+        (
+            {"seq_len": torch.tensor([[4, 4]])},
+            ValueError,
+            r"seq_len: expected an int or \[2\].*, got \[1, 2\]",
+        ),
+        ({"start": torch.tensor([True, False])}, TypeError, "start: expected an int or an integer tensor"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    tokens, positions = inputs()
+    with pytest.raises(error, match=message):
+        small_model()(**{"tokens": tokens, "positions": positions, "prefix_len": 4, **change})
+
+
+@pytest.mark.parametrize("prefix_len", [4, torch.tensor([4, 3])])
+def test_compiles_to_one_graph(prefix_len):
+    model = small_model().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    arguments = (*inputs(), prefix_len)
+    torch.testing.assert_close(compiled(*arguments), model(*arguments))
+
+
+def test_empty_batch():
+    tokens, positions = inputs(B=0)
+    assert small_model()(tokens, positions, 4).shape == (0, 6, 50)

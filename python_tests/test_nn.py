@@ -1,0 +1,183 @@
+"""The layers against torch.nn's own, given the same weights."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from glm_ext import Embedding2D, GeluMLP, GLMBlock, KVCache, SpanAttention
+from glm_ext.nn import ops_for
+from glm_ext.ops import reference
+
+BACKENDS = ["eager", "auto"]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def layers(backend="eager", dropout=0.0):
+    """One of each, 12 wide, with the arguments it is called with."""
+    x = torch.randn(2, 5, 12)
+    ids = torch.tensor([[0, 6, 3]]), torch.tensor([[[0, 1, 1], [0, 0, 1]]])
+    return {
+        "SpanAttention": (SpanAttention(12, 3, dropout=dropout, backend=backend), (x, 2)),
+        "Embedding2D": (Embedding2D(7, 4, 12, dropout=dropout, backend=backend), ids),
+        "GeluMLP": (GeluMLP(12, 20, backend=backend), (x,)),
+        "GLMBlock": (GLMBlock(12, 3, 20, dropout=dropout, backend=backend), (x, 2)),
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_span_attention_is_multihead_attention(backend, bias):
+    ours = SpanAttention(12, 3, bias=bias, backend=backend)
+    theirs = nn.MultiheadAttention(12, 3, bias=bias, batch_first=True)
+    theirs.in_proj_weight = ours.query_key_value.weight  # both keep [all Q | all K | all V]
+    theirs.in_proj_bias = ours.query_key_value.bias
+    theirs.out_proj = ours.dense
+    x, prefix_len, seq_len = torch.randn(2, 6, 12), torch.tensor([2, 6]), torch.tensor([6, 4])
+    blocked = ~reference.visible(6, 6, prefix_len, seq_len).repeat_interleave(3, dim=0)
+    expected, _ = theirs(x, x, x, attn_mask=blocked, need_weights=False)
+    torch.testing.assert_close(ours(x, prefix_len, seq_len), expected)
+
+
+def test_span_attention_reads_the_projection_in_place(monkeypatch):
+    seen = []
+
+    def spy(query, key, value, *args, **kwargs):
+        seen.extend((query, key, value))
+        return query
+
+    monkeypatch.setattr(reference, "span_attention", spy)
+    SpanAttention(12, 3, backend="eager")(torch.randn(2, 5, 12), 2)
+    query, key, value = seen
+    assert query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+    assert [t.data_ptr() - query.data_ptr() for t in (key, value)] == [12 * 4, 24 * 4]
+    assert query.stride() == (5 * 36, 4, 36, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_with_a_cache_continues_the_sequence(backend):
+    attention = SpanAttention(12, 3, backend=backend)
+    x, start = torch.randn(2, 7, 12), torch.tensor([0, 2])
+    whole = attention(x, 3, start=start)
+    cache = KVCache.allocate(2, 3, capacity=8, head_dim=4)
+    with torch.no_grad():
+        steps = [attention(part, 3, start=start, cache=cache) for part in x.split([4, 2, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole)
+    with pytest.raises(ValueError, match="cache: expected room for 9 tokens, got 8"):
+        attention(x[:, :2], 3, cache=cache)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+@pytest.mark.parametrize("recompute", ["none", "activation", "all"])
+def test_gelu_mlp_is_a_sequential(backend, approximate, recompute):
+    mlp = GeluMLP(12, 20, approximate=approximate, recompute=recompute, backend=backend)
+    plain = nn.Sequential(mlp.dense_h_to_4h, nn.GELU(approximate), mlp.dense_4h_to_h)
+    x = torch.randn(3, 12, requires_grad=True)
+    ours, theirs = mlp(x), plain(x)
+    torch.testing.assert_close(ours, theirs)
+    inputs = (x, *mlp.parameters())
+    for mine, other in zip(
+        torch.autograd.grad(ours.sum(), inputs), torch.autograd.grad(theirs.sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_embedding_adds_three_tables(backend):
+    embedding = Embedding2D(7, 4, 12, backend=backend)
+    tokens, positions = torch.tensor([[0, 6, 3]]), torch.tensor([[[0, 1, 1], [0, 0, 2]]])
+    expected = (
+        embedding.word_embeddings(tokens)
+        + embedding.position_embeddings(positions[:, 0])
+        + embedding.block_position_embeddings(positions[:, 1])
+    )
+    torch.testing.assert_close(embedding(tokens, positions), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_block_is_pre_ln(backend):
+    block = GLMBlock(12, 3, 20, layer_norm_eps=1e-3, backend=backend)
+    for norm in (block.input_layernorm, block.post_attention_layernorm):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = torch.randn(2, 5, 12)
+    middle = x + block.attention(block.input_layernorm(x), 2)
+    expected = middle + block.mlp(block.post_attention_layernorm(middle))
+    torch.testing.assert_close(block(x, 2), expected)
+    pending, residual = block(x, 2, residual=torch.ones_like(x))
+    torch.testing.assert_close(residual + pending, block(x + 1.0, 2))
+    with pytest.raises(ValueError, match="x: expected a tensor"):
+        block(None, 2)
+
+
+@pytest.mark.parametrize("name", ["SpanAttention", "Embedding2D", "GLMBlock"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_acts_in_training_only_and_follows_the_seed(name, backend):
+    layer, inputs = layers(backend, dropout=0.5)[name]
+    results = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        results.append(layer(*inputs))
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], layer(*inputs))
+    layer.eval()
+    assert torch.equal(layer(*inputs), layer(*inputs))
+
+
+def test_block_drops_both_sublayers():
+    block = GLMBlock(12, 3, 20, dropout=0.9)
+    nn.init.zeros_(block.attention.dense.weight)
+    nn.init.ones_(block.attention.dense.bias)
+    nn.init.zeros_(block.mlp.dense_4h_to_h.weight)
+    nn.init.constant_(block.mlp.dense_4h_to_h.bias, 3.0)
+    added = block(torch.zeros(1, 64, 12), 0)
+    assert {round(value) for value in added.flatten().tolist()} == {0, 10, 30, 40}
+
+
+@pytest.mark.parametrize("name", layers())
+def test_layers_copy_move_and_print(name):
+    layer, inputs = layers()[name]
+    torch.testing.assert_close(copy.deepcopy(layer)(*inputs), layer(*inputs))
+    assert "backend='eager'" in repr(layer)
+    double = copy.deepcopy(layer).double()
+    wide = [x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs]
+    torch.testing.assert_close(double(*wide).float(), layer(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_factory_arguments_reach_every_parameter():
+    kwargs = {"device": "meta", "dtype": torch.bfloat16}
+    built = [
+        SpanAttention(12, 3, **kwargs),
+        Embedding2D(7, 4, 12, **kwargs),
+        GeluMLP(12, 20, **kwargs),
+        GLMBlock(12, 3, 20, **kwargs),
+    ]
+    for layer in built:
+        assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.bfloat16)}
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="embed_dim: expected a multiple of num_heads = 5, got 12"):
+        SpanAttention(12, 5)
+    with pytest.raises(ValueError, match=r"dropout: expected 0 <= p <= 1, got 1\.5"):
+        Embedding2D(7, 4, 12, dropout=1.5)
+    with pytest.raises(ValueError, match='backend: expected "auto", "fused" or "eager", got \'fast\''):
+        GeluMLP(12, 20, backend="fast")
+    assert ops_for("eager") is reference
+
+
+def test_block_ends_with_torch_dropout_of_the_last_sum():
+    block = GLMBlock(12, 3, 20, dropout=0.5)
+    x = torch.randn(1, 4, 12)
+    torch.manual_seed(1)
+    whole = block(x, 2)
+    torch.manual_seed(1)
+    pending, residual = block(None, 2, residual=x)
+    torch.testing.assert_close(whole, residual + F.dropout(pending, 0.5))
