@@ -1,14 +1,14 @@
 // Linear + cross-entropy. A chunk of the rows that count, R of them, goes twice through the vocabulary:
 //
-//   first    z^T [V, R] = W rows^T, with the running maximum and sum of exponentials of each row;   loss from them
-//   second   z^T becomes its own gradient;   grad_W += z^T rows;   grad_rows += z W
+//   first    z^T [V, R] = W rows^T, with the running maximum and sum of exponentials of each row;   loss from
+//   them second   z^T becomes its own gradient;   grad_W += z^T rows;   grad_rows += z W
 //
-// Three products in all. z lies transposed: lanes are rows, so that nothing is reduced across lanes, and W is the
-// broadcast side of the first product and the vector side of the last, both as it lies in memory. What would be packed
-// otherwise is as large as the logits of a chunk, and costs a quarter of the time.
+// Three products in all. z lies transposed: lanes are rows, so that nothing is reduced across lanes, and W is
+// the broadcast side of the first product and the vector side of the last, both as it lies in memory. What
+// would be packed otherwise is as large as the logits of a chunk, and costs a quarter of the time.
 //
-// With m the maximum of a row's logits, s = sum_v exp(z_v - m), e the label smoothing and c the row's weight in the
-// loss (derivation in docs/math.md):
+// With m the maximum of a row's logits, s = sum_v exp(z_v - m), e the label smoothing and c the row's weight
+// in the loss (derivation in docs/math.md):
 //   loss     = c (log s + (1 - e)(m - z_target) + e (m - mean(z)))
 //   dloss/dz = c (exp(z - m) / s - (1 - e) onehot(target) - e / V)
 #include "ops/linear_cross_entropy.h"
@@ -35,8 +35,9 @@ static_assert(Plan::kUnit % kTileRows == 0 && Plan::kUnit % kTileCols<float> == 
 
 // c[kRows][cols] = or += a b, `cols` (at most a tile's) of them. b's tile is whole.
 template <class C, int kRows>
-[[gnu::noinline]] void multiply(int64_t depth, const C* a, int64_t a_stride, int64_t a_depth_stride, const C* b,
-                                int64_t b_stride, C* c, int64_t c_stride, int64_t cols, bool add) {
+[[gnu::noinline]] void multiply(int64_t depth, const C* a, int64_t a_stride, int64_t a_depth_stride,
+                                const C* b, int64_t b_stride, C* c, int64_t c_stride, int64_t cols,
+                                bool add) {
   Tile<C, kRows, kTileVectors> tile;
   const auto for_vectors = [&](const auto& body) {
     for (int r = 0; r < kRows; ++r) {
@@ -98,7 +99,8 @@ class Run {
       first_chunk_ = false;
     }
     if (p_.reduction != Reduction::none) *static_cast<C*>(p_.loss) = static_cast<C>(sum);
-    if (p_.grad_weight && first_chunk_) std::fill_n(static_cast<C*>(p_.grad_weight), p_.vocab * p_.width, C(0));
+    if (p_.grad_weight && first_chunk_)
+      std::fill_n(static_cast<C*>(p_.grad_weight), p_.vocab * p_.width, C(0));
   }
 
  private:
@@ -111,7 +113,8 @@ class Run {
     return sum == 0.0 ? 1.0 : sum;
   }
 
-  // Takes the next rows that count, from row `next` on, and gives those that do not their zeros. False: none is left.
+  // Takes the next rows that count, from row `next` on, and gives those that do not their zeros. False: none
+  // is left.
   bool gather(int64_t& next, C scale) {
     count_ = 0;
     for (; next < p_.rows && count_ < plan_.padded_rows; ++next) {
@@ -125,15 +128,17 @@ class Run {
       row_[count_] = next;
       weight_[count_++] = weight * scale;
     }
-    columns_ = Plan::round_up(Plan::round_up(count_, kTileRows), kTileCols<C>);  // whole tiles for either side
+    columns_ =
+        Plan::round_up(Plan::round_up(count_, kTileRows), kTileCols<C>);  // whole tiles for either side
     std::fill(hidden_ + count_ * p_.width, hidden_ + columns_ * p_.width, C(0));
     return count_ > 0;
   }
 
-  // ---------------------------------------------------------------------------------------------- the vocabulary
+  // ---------------------------------------------------------------------------------------------- the
+  // vocabulary
 
-  // Calls body(slice, begin, v, count) for the words [v, v + count) of each block of each slice, which begins at
-  // `begin`; a slice's blocks in order, from one thread. A block of W and its logits stay in L2.
+  // Calls body(slice, begin, v, count) for the words [v, v + count) of each block of each slice, which begins
+  // at `begin`; a slice's blocks in order, from one thread. A block of W and its logits stay in L2.
   template <class Body>
   void for_blocks(const Body& body) const {
     const int64_t block = std::clamp<int64_t>(150000 / p_.width, 48, 384) / 48 * 48;
@@ -148,8 +153,8 @@ class Run {
     int64_t stride;
   };
 
-  // Rows [v, v + count) of W: as they lie, or widened; then also padded with zeros to whole tiles, at a distance that
-  // does not send a column to one set of the cache.
+  // Rows [v, v + count) of W: as they lie, or widened; then also padded with zeros to whole tiles, at a
+  // distance that does not send a column to one set of the cache.
   Rows weight_rows(int64_t v, int64_t count) const {
     if (in_place_) return {static_cast<const C*>(p_.weight) + v * p_.width, p_.width};
     const int64_t stride = plan_.padded_width + 16;
@@ -162,19 +167,22 @@ class Run {
   }
 
   C* logits(int64_t v) const { return logits_ + v * plan_.padded_rows; }
-  C* statistics(int64_t slice, int which) const { return statistics_ + (slice * 3 + which) * plan_.padded_rows; }
+  C* statistics(int64_t slice, int which) const {
+    return statistics_ + (slice * 3 + which) * plan_.padded_rows;
+  }
   C* grad_slice(int64_t slice) const { return grads_ + slice * plan_.padded_width * plan_.padded_rows; }
   C* grad_hidden(int64_t n) const { return static_cast<C*>(p_.grad_hidden) + n * p_.width; }
 
   void first_pass() {
     constexpr int kCols = kTileCols<C>;
-    pack_panels<C, kCols>(Operand<C>{hidden_, p_.width, 1}, 0, columns_, 0, columns_ / kCols, 0, p_.width, panels_);
+    pack_panels<C, kCols>(Operand<C>{hidden_, p_.width, 1}, 0, columns_, 0, columns_ / kCols, 0, p_.width,
+                          panels_);
     for_blocks([&](int64_t slice, int64_t begin, int64_t v, int64_t count) {
       const Rows w = weight_rows(v, count);
       for_row_groups<C>(count, [&](int64_t r, auto multiply) {
         for (int64_t n = 0; n < columns_; n += kCols)
-          multiply(p_.width, w.data + r * w.stride, w.stride, 1, panels_ + n * p_.width, kCols, logits(v + r) + n,
-                   plan_.padded_rows, kCols, false);
+          multiply(p_.width, w.data + r * w.stride, w.stride, 1, panels_ + n * p_.width, kCols,
+                   logits(v + r) + n, plan_.padded_rows, kCols, false);
       });
       add_statistics(slice, v == begin, v, count);
     });
@@ -282,7 +290,8 @@ class Run {
     for (int64_t e = 0; e < p_.width; e += kCols) {
       for (int64_t n = 0; n < count_; n += kTileRows)
         multiply<C, kTileRows>(count, logits(v) + n, 1, plan_.padded_rows, w.data + e, w.stride,
-                               grad_slice(slice) + n * plan_.padded_width + e, plan_.padded_width, kCols, !start);
+                               grad_slice(slice) + n * plan_.padded_width + e, plan_.padded_width, kCols,
+                               !start);
     }
   }
 

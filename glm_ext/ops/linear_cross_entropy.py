@@ -280,7 +280,9 @@ def _gradients(ctx: Any, grad: Tensor, backward: Any, scale: Any) -> tuple[Tenso
     if ctx.reduction == "none":
         grads = backward(grad, hidden, weight, targets, loss_mask, ctx.label_smoothing, *wanted)
     else:
-        grads = [scale(g, grad).to(hidden.dtype) if want else g for g, want in zip(grads, wanted, strict=True)]
+        grads = [
+            scale(g, grad).to(hidden.dtype) if want else g for g, want in zip(grads, wanted, strict=True)
+        ]
     return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None,) * 6)
 
 
