@@ -30,7 +30,7 @@ CASES: list[Case] = [
     (1, 2, 2, 5, 3, 256, 0, None, None),  # S > T
     (2, 6, 3, 1, 700, 64, [0, 300], [700, 513], [0, 5]),  # decoding
     (1, 2, 1, 3, 90, 20, 10, 60, 7),
-    (1, 1, 1, 2, 600, 8, 0, 1, None),
+    (1, 1, 1, 2, 600, 8, 0, 40, None),
     (0, 2, 2, 8, 8, 16, 4, None, None),
     (2, 2, 2, 0, 8, 16, 4, None, None),
     (2, 2, 2, 8, 0, 16, 0, None, None),
@@ -67,7 +67,7 @@ def test_matches_reference(dtype: torch.dtype, case: Case, dropout_p: float) -> 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.3, 2.0])
+@pytest.mark.parametrize("scale", [0.0, -0.3, 0.4])
 def test_scale(scale: float) -> None:
     tensors, lengths, start = make(CASES[3])
     check_op(ops.span_attention, reference.span_attention, tensors, *lengths, start=start, scale=scale)
@@ -86,7 +86,7 @@ def test_packed_projection_is_read_in_place(dtype: torch.dtype) -> None:
 def test_dropout_keeps_what_the_reference_keeps(T: int) -> None:
     """With value = 1 at one key a column, an output is 0 exactly where the probability was dropped."""
     B, H, p = 2, 3, 0.3
-    query, key = torch.randn(2, B, H, T, 8)
+    query, key = torch.randn(2, B, H, T, T)
     value = torch.eye(T).expand(B, H, T, T).contiguous()
     torch.manual_seed(7)
     seed = int(torch.randint(0, 2**63 - 1, ()))
@@ -127,8 +127,10 @@ def test_nan_and_infinity_propagate(S: int) -> None:
 
 
 def test_large_scores_do_not_overflow() -> None:
-    tensors = [300 * x for x in make(CASES[5])[0][:2]] + make(CASES[5])[0][2:]
-    check_op(ops.span_attention, reference.span_attention, tensors, 100)
+    query, key, value = (t.requires_grad_() for t in make(CASES[5])[0])
+    out = ops.span_attention(3000 * query, 3000 * key, value, 100)
+    assert isinstance(out, Tensor) and out.isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), (query, key, value)))
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])

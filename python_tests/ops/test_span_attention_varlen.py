@@ -15,7 +15,7 @@ from .tolerance import DTYPES, check_op
 # N, H, Hkv, D, cu_seqlens, prefix_len
 Case = tuple[int, int, int, int, list[int], Any]
 CASES: list[Case] = [
-    (1, 1, 1, 8, [0, 1], [0]),
+    (3, 1, 1, 8, [0, 1, 3], [0, 2]),
     (5, 2, 2, 8, [0, 2, 5], [1, 2]),
     (300, 4, 2, 64, [0, 0, 131, 131, 290], [0, 60, 0, 159]),  # empty sequences, rows of none
     (700, 1, 1, 20, [0, 650, 651], [13, 1]),

@@ -32,6 +32,18 @@ template <class C>
   });
 }
 
+// out[slot] = sum_d a[d][slot] b[d][slot], in the order of multiply_panel: a row that sees one key has an exact zero
+// in dP - delta.
+template <class C>
+void multiply_slots(int64_t depth, const C* a, const C* b, C* out) {
+  for (int slot = 0; slot < kPanelRows<C>; slot += kLanes<C>) {
+    Vec<C> sum = {};
+    for (int64_t d = 0; d < depth; ++d)
+      sum = fma(load(a + d * kPanelRows<C> + slot), load(b + d * kPanelRows<C> + slot), sum);
+    store(out + slot, sum);
+  }
+}
+
 // out[key][d] += sum_slot a[key][slot] b[slot][d] over kVectors vectors of d and the panels that a tile of keys
 // is seen by: panel p sees seen[p] keys, none fewer than the one before.
 template <class C, int kVectors>
@@ -125,7 +137,9 @@ struct BackwardItem {
       for (int64_t i0 = 0; i0 < padded_rows; i0 += kWidth) {
         C* const panel_lse = lse + g * padded_rows + i0;
         C* const panel_delta = delta + g * padded_rows + i0;
-        io.dots(live_rows(params.out, g, i0), live_rows(params.grad_out, g, i0), depth, panel_delta);
+        io.read_panel(live_rows(params.out, g, i0), depth, stride, C(1), query_panel, nullptr);
+        io.read_panel(live_rows(params.grad_out, g, i0), depth, stride, C(1), grad_out_panel, nullptr);
+        multiply_slots(depth, query_panel, grad_out_panel, panel_delta);
         for (int slot = 0; slot < kWidth; ++slot) {
           const int64_t i = i0 + slot_row<C>(slot), row = sequence.first_row + i;
           panel_lse[slot] = static_cast<C>(INFINITY);  // a row that sees nothing has no probabilities

@@ -105,26 +105,7 @@ void write_panel(const Compute<T>* panel, int64_t depth, const Compute<T>* facto
 }
 
 template <class T>
-void dots(const RowRange& a_range, const RowRange& b_range, int64_t depth, Compute<T>* out) {
-  using C = Compute<T>;
-  constexpr int64_t kStep = kLanes<C>;
-  const Rows<const T> a(a_range), b(b_range);
-  for (int slot = 0; slot < kPanelRows<C>; ++slot) {
-    const int64_t row = slot_row<C>(slot), ahead = slot_row<C>(static_cast<int>((slot + kAhead) % kPanelRows<C>));
-    a.prefetch(ahead, depth);
-    b.prefetch(ahead, depth);
-    Vec<C> sum = {};
-    for (int64_t d = 0; a.present(row) && d < depth; d += kStep) {
-      const int count = static_cast<int>(std::min(kStep, depth - d));
-      sum = fma(load_as_some(a.at(row) + d, count), load_as_some(b.at(row) + d, count), sum);
-    }
-    out[slot] = reduce_add(sum);
-  }
-}
-
-template <class T>
-constexpr Storage<Compute<T>> kStorage = {sizeof(T),    read_rows<T>,  read_panel<T>,
-                                          dots<T>,      write_rows<T>, write_panel<T>};
+constexpr Storage<Compute<T>> kStorage = {sizeof(T), read_rows<T>, read_panel<T>, write_rows<T>, write_panel<T>};
 
 }  // namespace
 

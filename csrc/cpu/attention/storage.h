@@ -25,8 +25,6 @@ struct Storage {
   // A query panel (tile.h): panel[depth][kPanelRows] = factor * rows, transposed; and where `copy` is not null,
   // copy[slot][padded] = the row of each slot as it is.
   void (*read_panel)(const RowRange& rows, int64_t depth, int64_t padded, C factor, C* panel, C* copy);
-  // Row by row the inner product with the same row of b, by slot of a panel.
-  void (*dots)(const RowRange& a, const RowRange& b, int64_t depth, C* out);
   // The reverse of the first two; row i of a panel is multiplied by its slot's factor.
   void (*write_rows)(const C* in, int64_t padded, int64_t depth, C factor, const RowRange& rows);
   void (*write_panel)(const C* panel, int64_t depth, const C* factor, const RowRange& rows);
