@@ -18,7 +18,7 @@ namespace {
 
 // out[key][slot] = sum_d a[key][d] b[d][slot]
 template <class C>
-void multiply_panel(int64_t keys, int64_t depth, const C* a, int64_t stride, const C* b, C* out) {
+[[gnu::noinline]] void multiply_panel(int64_t keys, int64_t depth, const C* a, int64_t stride, const C* b, C* out) {
   constexpr int kVectors = kPanelVectors<C>, kWidth = kPanelRows<C>;
   for_row_tiles(keys, [&](auto height, int64_t key) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;
@@ -32,11 +32,23 @@ void multiply_panel(int64_t keys, int64_t depth, const C* a, int64_t stride, con
   });
 }
 
+// out[slot] = sum_d a[d][slot] b[d][slot], in the order of multiply_panel: a row that sees one key has an exact zero
+// in dP - delta.
+template <class C>
+void multiply_slots(int64_t depth, const C* a, const C* b, C* out) {
+  for (int slot = 0; slot < kPanelRows<C>; slot += kLanes<C>) {
+    Vec<C> sum = {};
+    for (int64_t d = 0; d < depth; ++d)
+      sum = fma(load(a + d * kPanelRows<C> + slot), load(b + d * kPanelRows<C> + slot), sum);
+    store(out + slot, sum);
+  }
+}
+
 // out[key][d] += sum_slot a[key][slot] b[slot][d] over kVectors vectors of d and the panels that a tile of keys
-// is seen by; panels see ever more keys, `first_panel(key)` is the first that sees `key`.
-template <class C, int kVectors, class FirstPanel>
-GLM_INLINE void add_columns(int64_t keys, int64_t panels, const C* a, int64_t a_panel, const C* b, C* out,
-                            int64_t stride, const FirstPanel& first_panel) {
+// is seen by: panel p sees seen[p] keys, none fewer than the one before.
+template <class C, int kVectors>
+[[gnu::noinline]] void add_columns(int64_t keys, const int64_t* seen, int64_t panels, const C* a, int64_t a_panel,
+                                   const C* b, C* out, int64_t stride) {
   constexpr int kWidth = kPanelRows<C>;
   for_row_tiles(keys, [&](auto height, int64_t key) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;
@@ -46,8 +58,10 @@ GLM_INLINE void add_columns(int64_t keys, int64_t panels, const C* a, int64_t a_
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) tile.at[r][v] = load(at + r * stride + v * kLanes<C>);
     }
-    for (int64_t panel = first_panel(key); panel < panels; ++panel)
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      if (seen[panel] <= key) continue;
       tile.accumulate(kWidth, a + panel * a_panel + key * kWidth, kWidth, 1, b + panel * kWidth * stride, stride);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < height.value; ++r) {
 #pragma GCC unroll 4
@@ -82,6 +96,7 @@ struct BackwardItem {
   int64_t b, kv_head, group;
   SpanSequence sequence;
   int64_t depth, stride, padded_rows;
+  int64_t first_live = 0;     // queries before this one see nothing
   C* grad_queries;            // [G][padded_rows / kWidth][stride][kWidth]
   C *lse, *delta;             // [G][padded_rows], by slot, lse in units of log 2
   C *keys, *values;           // [kBlockKeys][stride]
@@ -104,6 +119,8 @@ struct BackwardItem {
     probs = take(kBackwardRows * kBackwardKeys), grads = take(kBackwardRows * kBackwardKeys);
     lse = take(group * padded_rows), delta = take(group * padded_rows);
     grad_queries = own ? take(0) : chunk_grad_queries;
+    const SpanMask& mask = sequence.mask;
+    while (first_live < sequence.rows && mask.row_end(first_live) <= mask.begin) ++first_live;
   }
 
   int64_t head(int64_t g) const { return kv_head * group + g; }
@@ -117,48 +134,50 @@ struct BackwardItem {
 
   void read_statistics() {
     for (int64_t g = 0; g < group; ++g) {
-      for (int64_t s = 0; s < padded_rows; ++s) {
-        const int64_t i = s / kWidth * kWidth + slot_row<C>(static_cast<int>(s % kWidth));
-        C& row_lse = lse[g * padded_rows + s];
-        C& row_delta = delta[g * padded_rows + s];
-        row_lse = static_cast<C>(INFINITY), row_delta = C(0);  // a row that sees nothing has no probabilities
-        if (i >= sequence.rows || sequence.mask.row_end(i) <= sequence.mask.begin) continue;
-        const int64_t row = sequence.first_row + i;
-        row_lse = static_cast<C>(kLog2E) *
-                  static_cast<const C*>(params.lse.data)[params.lse.offset(b, head(g), row)];
-        row_delta = io.dot(io.at(params.out, b, head(g), row), io.at(params.grad_out, b, head(g), row), depth);
-        if (params.grad_lse.data != nullptr)
-          row_delta -= static_cast<const C*>(params.grad_lse.data)[params.grad_lse.offset(b, head(g), row)];
+      for (int64_t i0 = 0; i0 < padded_rows; i0 += kWidth) {
+        C* const panel_lse = lse + g * padded_rows + i0;
+        C* const panel_delta = delta + g * padded_rows + i0;
+        io.read_panel(live_rows(params.out, g, i0), depth, stride, C(1), query_panel, nullptr);
+        io.read_panel(live_rows(params.grad_out, g, i0), depth, stride, C(1), grad_out_panel, nullptr);
+        multiply_slots(depth, query_panel, grad_out_panel, panel_delta);
+        for (int slot = 0; slot < kWidth; ++slot) {
+          const int64_t i = i0 + slot_row<C>(slot), row = sequence.first_row + i;
+          panel_lse[slot] = static_cast<C>(INFINITY);  // a row that sees nothing has no probabilities
+          if (i < first_live || i >= sequence.rows) continue;
+          panel_lse[slot] = static_cast<C>(kLog2E) *
+                            static_cast<const C*>(params.lse.data)[params.lse.offset(b, head(g), row)];
+          if (params.grad_lse.data != nullptr)
+            panel_delta[slot] -=
+                static_cast<const C*>(params.grad_lse.data)[params.grad_lse.offset(b, head(g), row)];
+        }
       }
     }
   }
 
+  // The panel at query i0 of head g of the group; rows that see nothing are not read.
+  RowRange live_rows(const AttentionRows& x, int64_t g, int64_t i0) const {
+    return io.range(x, b, head(g), sequence.first_row + i0, first_live - i0, sequence.rows - i0);
+  }
+
   void block(int64_t j0, int64_t j1) {
-    const int64_t count = round_up(j1 - j0, kRowMultiple);
+    const int64_t count = round_up(j1 - j0, kRowMultiple), row = sequence.first_key + j0;
     std::fill(grad_keys, grad_keys + count * stride, C(0));
     std::fill(grad_values, grad_values + count * stride, C(0));
     const SpanMask& mask = sequence.mask;
     const int64_t end = sequence.rows > 0 ? std::min(j1, mask.seen_end(sequence.rows)) : 0;
     if (std::max(j0, mask.begin) < end) {
-      for (int64_t j = j0; j < j0 + count; ++j) {
-        const bool present = j >= mask.begin && j < end;  // padding is not read
-        const int64_t row = sequence.first_key + j;
-        io.read_row(present ? io.at(p.key, b, kv_head, row) : nullptr, depth, stride, keys + (j - j0) * stride);
-        io.read_row(present ? io.at(p.value, b, kv_head, row) : nullptr, depth, stride,
-                    values + (j - j0) * stride);
-      }
+      const int64_t live = mask.begin - j0, last = end - j0;  // padding is not read
+      io.read_rows(io.range(p.key, b, kv_head, row, live, last), count, depth, stride, keys);
+      io.read_rows(io.range(p.value, b, kv_head, row, live, last), count, depth, stride, values);
       const int64_t first = mask.first_row(std::max(j0, mask.begin)) / kBackwardRows * kBackwardRows;
       for (int64_t g = 0; g < group; ++g) {
         for (int64_t i0 = first; i0 < sequence.rows; i0 += kBackwardRows) queries(g, i0, j0, end);
       }
     }
-    for (int64_t j = j0; j < j1; ++j) {
-      const int64_t row = sequence.first_key + j;
-      io.write_row(grad_keys + (j - j0) * stride, depth, static_cast<C>(p.scale),
-                   io.at_mutable(params.grad_key, b, kv_head, row));
-      io.write_row(grad_values + (j - j0) * stride, depth, static_cast<C>(p.dropout.scale()),
-                   io.at_mutable(params.grad_value, b, kv_head, row));
-    }
+    io.write_rows(grad_keys, stride, depth, static_cast<C>(p.scale),
+                  io.range(params.grad_key, b, kv_head, row, 0, j1 - j0));
+    io.write_rows(grad_values, stride, depth, static_cast<C>(p.dropout.scale()),
+                  io.range(params.grad_value, b, kv_head, row, 0, j1 - j0));
   }
 
   // Queries [i0, i0 + kBackwardRows) of head g of the group against the block's keys [j0, end).
@@ -174,24 +193,11 @@ struct BackwardItem {
   }
 
   void read_queries(int64_t g, int64_t i0, int64_t rows) {
-    const SpanMask& mask = sequence.mask;
-    // Rows that see nothing come first, and are not read.
-    int64_t first = 0;
-    while (first < rows && mask.row_end(i0 + first) <= mask.begin) ++first;
-    const int64_t row = sequence.first_row + i0;
-    for (int64_t i = 0; i < kBackwardRows; i += kWidth) {
-      io.read_panel(io.at(p.query, b, head(g), row + i), p.query.row, first - i, rows - i, depth,
-                    static_cast<C>(p.scale * kLog2E), query_panel + i * stride);
-      io.read_panel(io.at(params.grad_out, b, head(g), row + i), params.grad_out.row, first - i, rows - i,
-                    depth, static_cast<C>(p.dropout.scale()), grad_out_panel + i * stride);
-      for (int slot = 0; slot < kWidth; ++slot) {
-        const int64_t r = i + slot_row<C>(slot);
-        const bool present = r >= first && r < rows;
-        io.read_row(present ? io.at(p.query, b, head(g), row + r) : nullptr, depth, stride,
-                    query_rows + (i + slot) * stride);
-        io.read_row(present ? io.at(params.grad_out, b, head(g), row + r) : nullptr, depth, stride,
-                    grad_out_rows + (i + slot) * stride);
-      }
+    for (int64_t i = 0; i < rows; i += kWidth) {
+      io.read_panel(live_rows(p.query, g, i0 + i), depth, stride, static_cast<C>(p.scale * kLog2E),
+                    query_panel + i * stride, query_rows + i * stride);
+      io.read_panel(live_rows(params.grad_out, g, i0 + i), depth, stride, static_cast<C>(p.dropout.scale()),
+                    grad_out_panel + i * stride, grad_out_rows + i * stride);
     }
   }
 
@@ -231,20 +237,15 @@ struct BackwardItem {
       std::fill(probs + panel * kScoreTile + seen[panel] * kWidth, probs + panel * kScoreTile + last * kWidth, C(0));
       std::fill(grads + panel * kScoreTile + seen[panel] * kWidth, grads + panel * kScoreTile + last * kWidth, C(0));
     }
-    const auto first_panel = [&](int64_t row) {
-      int64_t panel = 0;
-      while (seen[panel] <= row) ++panel;
-      return panel;
-    };
     constexpr int kLane = kLanes<C>;
     int64_t d = 0;
     for (; d + 2 * kLane <= stride; d += 2 * kLane) {
-      add_columns<C, 2>(most, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride, first_panel);
-      add_columns<C, 2>(most, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride, first_panel);
+      add_columns<C, 2>(most, seen, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride);
+      add_columns<C, 2>(most, seen, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride);
     }
     for (; d < stride; d += kLane) {
-      add_columns<C, 1>(most, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride, first_panel);
-      add_columns<C, 1>(most, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride, first_panel);
+      add_columns<C, 1>(most, seen, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride);
+      add_columns<C, 1>(most, seen, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride);
     }
   }
 };
@@ -266,15 +267,15 @@ void write_grad_query(const SpanAttentionBackward& params, int64_t b, int64_t h,
   }
   C scale[kPanelRows<C>];
   std::fill(scale, scale + kPanelRows<C>, static_cast<C>(p.scale));
-  io.write_panel(panel, scale, std::min<int64_t>(kPanelRows<C>, sequence.rows - i), p.head_dim,
-                 io.at_mutable(params.grad_query, b, h, sequence.first_row + i), params.grad_query.row);
+  io.write_panel(panel, p.head_dim, scale,
+                 io.range(params.grad_query, b, h, sequence.first_row + i, 0, sequence.rows - i));
 }
 
 template <class C>
 void backward(const SpanAttentionBackward& params) {
   const SpanAttention& p = params.problem;
   const int64_t chunks = backward_chunks(p), chunk_size = grad_query_chunk(p);
-  const int64_t chunk_keys = round_up(ceil_div(max_keys(p), chunks), kBlockKeys);
+  const int64_t chunk_keys = round_up(ceil_div(max_keys(p), chunks), kBackwardKeys);
   C* const parts =
       chunks == 1 ? nullptr : workspace<C>(Slot::sums, static_cast<size_t>(p.batch * p.kv_heads * chunks * chunk_size));
   // Early keys are seen by the most queries: the costly items go first.
@@ -302,10 +303,10 @@ void backward(const SpanAttentionBackward& params) {
   const Storage<C>& io = storage(p.dtype, Type<C>{});
   const size_t row_bytes = static_cast<size_t>(p.head_dim) * io.bytes;
   for (int64_t n = p.cu_seqlens[p.batch]; n < p.rows; ++n) {  // rows of no sequence
-    for (int64_t h = 0; h < p.heads; ++h) std::memset(io.at_mutable(params.grad_query, 0, h, n), 0, row_bytes);
+    for (int64_t h = 0; h < p.heads; ++h) std::memset(io.at(params.grad_query, 0, h, n), 0, row_bytes);
     for (int64_t h = 0; h < p.kv_heads; ++h) {
-      std::memset(io.at_mutable(params.grad_key, 0, h, n), 0, row_bytes);
-      std::memset(io.at_mutable(params.grad_value, 0, h, n), 0, row_bytes);
+      std::memset(io.at(params.grad_key, 0, h, n), 0, row_bytes);
+      std::memset(io.at(params.grad_value, 0, h, n), 0, row_bytes);
     }
   }
 }
