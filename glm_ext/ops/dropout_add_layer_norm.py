@@ -1,4 +1,4 @@
-"""dropout + add + layer norm, the seam between two sublayers of a pre-LN transformer, in one pass each way."""
+"""dropout + add + layer norm: the seam between two sublayers of a pre-LN transformer, one pass each way."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def dropout_add_layer_norm(
             ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored.
 
     Returns:
-        ``(normed, h)``, both ``[..., E]`` in the dtype of ``x``. Statistics are computed in float32 (float64 for
-        float64).
+        ``(normed, h)``, both ``[..., E]`` in the dtype of ``x``. Statistics are computed in float32
+        (float64 for float64).
         Under autocast the op runs in float32, as torch's layer norm does.
 
     Raises:

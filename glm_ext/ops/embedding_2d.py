@@ -45,8 +45,8 @@ def embedding_2d(
     .. math:: out = dropout(token\_table[tokens] + position\_table[positions]
                             + block\_table[block\_positions])
 
-    (Du et al., "GLM", arXiv 2103.10360, section 2.1). The gradients of the tables are dense, each row the sum of
-    its places in their order: the same bits on every run, however often an id comes.
+    (Du et al., "GLM", arXiv 2103.10360, section 2.1). The gradients of the tables are dense, each row the
+    sum of its places in their order: the same bits on every run, however often an id comes.
 
     Args:
         tokens, positions, block_positions: ids, all of one shape ``[...]``; int64, or int32 (converted).
@@ -56,8 +56,8 @@ def embedding_2d(
             ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored.
 
     Returns:
-        ``[..., E]`` in the dtype of the tables. Sums are taken in float32 (float64 for float64) and rounded once.
-        Under autocast tables of different dtypes are promoted to the widest, as torch's own sum would be.
+        ``[..., E]`` in the dtype of the tables. Sums are taken in float32 (float64 for float64) and
+        rounded once. Under autocast tables of different dtypes are promoted to the widest, as torch's own sum is.
 
     Raises:
         IndexError: an id outside its table, naming the first one.
