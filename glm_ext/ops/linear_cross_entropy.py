@@ -270,6 +270,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(hidden, weight, targets, loss_mask, grad_hidden, grad_weight)
 
 
+@first_order_only
 def _registered_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return _gradients(ctx, grad, torch.ops.glm_ext.linear_cross_entropy_backward, torch.mul)
 

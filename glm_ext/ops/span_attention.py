@@ -249,6 +249,7 @@ def _autocast(device: str, query: Tensor, key: Tensor, value: Tensor, *rest: Any
     return (*cast_for_autocast(autocast_dtype(device), query, key, value), *rest)
 
 
+@first_order_only
 def _registered_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     return _gradients(torch.ops.glm_ext.span_attention_backward, ctx, grad_out, grad_lse)
 
