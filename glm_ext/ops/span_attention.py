@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glm_ext import _C
-from glm_ext.ops._arguments import check_floating, check_like, check_lengths, check_probability, check_shape
+from glm_ext.ops._arguments import check_floating, check_lengths, check_like, check_probability, check_shape
 from glm_ext.ops._library import (
     autocast_dtype,
     cast_for_autocast,

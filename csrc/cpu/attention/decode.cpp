@@ -1,6 +1,6 @@
-// Attention forward for the few rows of a decoding step: the cache is read once, where it lies, at the speed of
-// memory. D is in the lanes; a vector of keys is scored at a time. A work item is kDecodeKeys keys of a key head,
-// for all rows of its group; the items' partial softmaxes are joined in order.
+// Attention forward for the few rows of a decoding step: the cache is read once, where it lies, at the speed
+// of memory. D is in the lanes; a vector of keys is scored at a time. A work item is kDecodeKeys keys of a
+// key head, for all rows of its group; the items' partial softmaxes are joined in order.
 #include "cpu/attention/decode.h"
 
 #include <utility>
@@ -38,8 +38,8 @@ struct Partial {
 
 // Adds keys [0, count), count <= kLanes, of one row.
 template <class T>
-void add_keys(const T* key, int64_t key_stride, const T* value, int64_t value_stride, int count, int64_t depth,
-              int64_t stride, const Compute<T>* query, Partial<Compute<T>> partial) {
+void add_keys(const T* key, int64_t key_stride, const T* value, int64_t value_stride, int count,
+              int64_t depth, int64_t stride, const Compute<T>* query, Partial<Compute<T>> partial) {
   using C = Compute<T>;
   constexpr int kStep = kLanes<C>;
   const int64_t whole = depth / kStep * kStep;
@@ -68,7 +68,8 @@ void add_keys(const T* key, int64_t key_stride, const T* value, int64_t value_st
   store(scores, probs);
   for (int64_t d = 0; d < whole; d += kStep) {
     Vec<C> sum = load(partial.sum + d);
-    for (int j = 0; j < count; ++j) sum = fma(load_as(value + j * value_stride + d), broadcast(scores[j]), sum);
+    for (int j = 0; j < count; ++j)
+      sum = fma(load_as(value + j * value_stride + d), broadcast(scores[j]), sum);
     store(partial.sum + d, sum);
   }
   if (tail > 0) {
@@ -90,8 +91,8 @@ void decode_chunk(const SpanAttention& p, int64_t b, int64_t kv_head, int64_t be
   C* const queries = workspace<C>(Slot::op, static_cast<size_t>(rows * stride));
   for (int64_t row = 0; row < rows; ++row) {
     C* const query = queries + row * stride;
-    io.read_rows(io.range(p.query, b, kv_head * p.group() + row / p.rows, row % p.rows, 0, 1), 1, p.head_dim, stride,
-                 query);
+    io.read_rows(io.range(p.query, b, kv_head * p.group() + row / p.rows, row % p.rows, 0, 1), 1, p.head_dim,
+                 stride, query);
     for (int64_t d = 0; d < stride; ++d) query[d] *= static_cast<C>(p.scale * kLog2E);
     Partial<C>(partials + row * decode_partial(p), stride).clear(stride);
   }
@@ -102,8 +103,9 @@ void decode_chunk(const SpanAttention& p, int64_t b, int64_t kv_head, int64_t be
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t seen = std::min(end, sequence.mask.row_end(row % p.rows)) - j;
       if (seen <= 0) continue;
-      add_keys(key, p.key.row, value, p.value.row, static_cast<int>(std::min<int64_t>(seen, kLanes<C>)), p.head_dim,
-               stride, queries + row * stride, Partial<C>(partials + row * decode_partial(p), stride));
+      add_keys(key, p.key.row, value, p.value.row, static_cast<int>(std::min<int64_t>(seen, kLanes<C>)),
+               p.head_dim, stride, queries + row * stride,
+               Partial<C>(partials + row * decode_partial(p), stride));
     }
   }
 }
@@ -125,10 +127,12 @@ void join(const SpanAttentionForward& params, int64_t b, int64_t h, int64_t i, i
     part.rescale(highest, stride);
     if (chunk == 0) continue;
     *whole.total += *part.total;
-    for (int64_t d = 0; d < stride; d += kLanes<C>) store(whole.sum + d, load(whole.sum + d) + load(part.sum + d));
+    for (int64_t d = 0; d < stride; d += kLanes<C>)
+      store(whole.sum + d, load(whole.sum + d) + load(part.sum + d));
   }
   const C total = *whole.total;
-  static_cast<C*>(params.lse.data)[params.lse.offset(b, h, i)] = (highest + std::log2(total)) * static_cast<C>(kLn2);
+  static_cast<C*>(params.lse.data)[params.lse.offset(b, h, i)] =
+      (highest + std::log2(total)) * static_cast<C>(kLn2);
   io.write_rows(whole.sum, stride, p.head_dim, total == C(0) ? C(0) : C(1) / total,
                 io.range(params.out, b, h, i, 0, 1));
 }

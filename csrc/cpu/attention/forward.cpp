@@ -1,8 +1,8 @@
 // Attention forward. A work item is some queries of one head: transposed once into panels, they meet
-// the keys they see in tiles of kForwardKeys, each widened once per item. Per panel and tile: scores with their
-// running maximum, exp2 of the difference, out^T = out^T * correction + V^T P^T (Milakov & Gimelshein, "Online
-// normalizer calculation for softmax", 2018). Scores and maxima are in units of log 2: scale * log2(e) is
-// folded into the queries.
+// the keys they see in tiles of kForwardKeys, each widened once per item. Per panel and tile: scores with
+// their running maximum, exp2 of the difference, out^T = out^T * correction + V^T P^T (Milakov & Gimelshein,
+// "Online normalizer calculation for softmax", 2018). Scores and maxima are in units of log 2: scale *
+// log2(e) is folded into the queries.
 #include <utility>
 
 #include "core/dispatch.h"
@@ -17,8 +17,8 @@ namespace {
 
 // probs[key][slot] = scores, and their maximum per slot into `top`.
 template <class C, bool kMasked>
-[[gnu::noinline]] void scores(const C* keys, int64_t depth, int64_t stride, const C* queries, const PanelView<C>& view,
-                       C* probs, Vec<C>* top) {
+[[gnu::noinline]] void scores(const C* keys, int64_t depth, int64_t stride, const C* queries,
+                              const PanelView<C>& view, C* probs, Vec<C>* top) {
   constexpr int kVectors = kPanelVectors<C>, kWidth = kPanelRows<C>;
   const Vec<C> hidden = broadcast(-static_cast<C>(INFINITY));
   for_row_tiles(view.count, [&](auto height, int64_t key) GLM_INLINE_BODY {
@@ -62,14 +62,22 @@ struct ForwardItem {
   int64_t b, h, i0, rows;  // queries [i0, i0 + rows) of head h of sequence b
   SpanSequence sequence;
   int64_t depth, stride;
-  C *keys, *values;        // [kForwardKeys][stride]
-  C *queries, *out;        // [panels][stride][kPanelRows]
-  C* probs;                // [kForwardKeys][kPanelRows]
-  C *maximum, *sum;        // [item_rows]
+  C *keys, *values;  // [kForwardKeys][stride]
+  C *queries, *out;  // [panels][stride][kPanelRows]
+  C* probs;          // [kForwardKeys][kPanelRows]
+  C *maximum, *sum;  // [item_rows]
 
   ForwardItem(const SpanAttentionForward& params, int64_t b, int64_t h, int64_t i0, int64_t item_rows)
-      : params(params), p(params.problem), io(storage(p.dtype, Type<C>{})), b(b), h(h), i0(i0),
-        rows(0), sequence(p.sequence(b)), depth(p.head_dim), stride(padded_depth(p)) {
+      : params(params),
+        p(params.problem),
+        io(storage(p.dtype, Type<C>{})),
+        b(b),
+        h(h),
+        i0(i0),
+        rows(0),
+        sequence(p.sequence(b)),
+        depth(p.head_dim),
+        stride(padded_depth(p)) {
     rows = std::min(item_rows, sequence.rows - i0);
     if (rows <= 0) return;
     C* scratch = workspace<C>(Slot::op, static_cast<size_t>(forward_scratch(p)));

@@ -36,11 +36,12 @@ inline bool decodes(const SpanAttention& p) {
   return p.cu_seqlens == nullptr && p.rows <= kDecodeRows && !p.dropout.active();
 }
 
-// Fewer work items than this may leave threads idle. A number of the problem's, not of the machine's: how work
-// is cut depends on sizes alone, so that results are the same bits for every thread count.
+// Fewer work items than this may leave threads idle. A number of the problem's, not of the machine's: how
+// work is cut depends on sizes alone, so that results are the same bits for every thread count.
 inline constexpr int64_t kEnoughItems = 16;
 
-// Queries of a forward work item: each reads and widens all keys that it sees, so as many as leave enough items.
+// Queries of a forward work item: each reads and widens all keys that it sees, so as many as leave enough
+// items.
 inline int64_t forward_rows(const SpanAttention& p) {
   int64_t rows = 512;
   while (rows > 64 && ceil_div(max_rows(p), rows) * p.batch * p.heads < kEnoughItems) rows /= 2;

@@ -46,7 +46,8 @@ void read_rows(const RowRange& range, int64_t count, int64_t depth, int64_t padd
 }
 
 template <class T>
-void write_rows(const Compute<T>* in, int64_t padded, int64_t depth, Compute<T> factor, const RowRange& range) {
+void write_rows(const Compute<T>* in, int64_t padded, int64_t depth, Compute<T> factor,
+                const RowRange& range) {
   constexpr int64_t kStep = kLanes<Compute<T>>;
   const Rows<T> rows(range);
   for (int64_t row = rows.first; row < rows.last; ++row) {
@@ -105,7 +106,8 @@ void write_panel(const Compute<T>* panel, int64_t depth, const Compute<T>* facto
 }
 
 template <class T>
-constexpr Storage<Compute<T>> kStorage = {sizeof(T), read_rows<T>, read_panel<T>, write_rows<T>, write_panel<T>};
+constexpr Storage<Compute<T>> kStorage = {sizeof(T), read_rows<T>, read_panel<T>, write_rows<T>,
+                                          write_panel<T>};
 
 }  // namespace
 

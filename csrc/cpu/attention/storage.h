@@ -22,8 +22,8 @@ struct Storage {
 
   // out[row][padded] = the first `count` rows, zeros past `depth`.
   void (*read_rows)(const RowRange& rows, int64_t count, int64_t depth, int64_t padded, C* out);
-  // A query panel (tile.h): panel[depth][kPanelRows] = factor * rows, transposed; and where `copy` is not null,
-  // copy[slot][padded] = the row of each slot as it is.
+  // A query panel (tile.h): panel[depth][kPanelRows] = factor * rows, transposed; and where `copy` is not
+  // null, copy[slot][padded] = the row of each slot as it is.
   void (*read_panel)(const RowRange& rows, int64_t depth, int64_t padded, C factor, C* panel, C* copy);
   // The reverse of the first two; row i of a panel is multiplied by its slot's factor.
   void (*write_rows)(const C* in, int64_t padded, int64_t depth, C factor, const RowRange& rows);
