@@ -6,4 +6,5 @@ PYBIND11_MODULE(_C, m) {
       "The kernels of glm_ext. Call them through glm_ext.ops, which checks arguments and allocates results.";
   glm::register_info(m);
   glm::register_dropout_add_layer_norm(m);
+  glm::register_gelu_mlp(m);
 }

@@ -7,5 +7,6 @@ namespace glm {
 
 void register_info(pybind11::module_& m);
 void register_dropout_add_layer_norm(pybind11::module_& m);
+void register_gelu_mlp(pybind11::module_& m);
 
 }  // namespace glm

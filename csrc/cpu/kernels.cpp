@@ -14,6 +14,8 @@ const Kernels kKernels = {
     .fma_peak = fma_peak,
     .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
+    .gelu_mlp_forward = gelu_mlp_forward,
+    .gelu_mlp_backward = gelu_mlp_backward,
 };
 
 }  // namespace glm::cpu::GLM_ISA

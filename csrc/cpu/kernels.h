@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/dropout_add_layer_norm.h"
+#include "ops/gelu_mlp.h"
 
 namespace glm::cpu {
 
@@ -14,6 +15,8 @@ struct Kernels {
   double (*fma_peak)(int threads);  // GFLOP/s, float
   void (*dropout_add_layer_norm_forward)(const DropoutAddLayerNormForward&);
   void (*dropout_add_layer_norm_backward)(const DropoutAddLayerNormBackward&);
+  void (*gelu_mlp_forward)(const GeluMlpForward&);
+  void (*gelu_mlp_backward)(const GeluMlpBackward&);
 };
 
 // The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA
