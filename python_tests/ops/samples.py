@@ -24,7 +24,7 @@ from glm_ext.ops import reference
 class Sample:
     """One call of one op: `op(*inputs(batch), **kwargs)`.
 
-    `inputs(batch)` makes the positional arguments, random values in float32; batch 0 must give an empty batch.
+    `inputs(batch)` makes the positional arguments, random, in float32; batch 0 must give an empty batch.
     Those at `differentiable` are cast to the dtype under test and get gradients, the others are passed on.
     Keep the sizes odd and small: gradcheck visits every element.
     """
