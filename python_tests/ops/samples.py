@@ -118,6 +118,12 @@ def _embedding_2d_inputs(batch: int) -> list[Any]:
     return [*ids, torch.randn(11, 19), torch.randn(7, 19), torch.randn(3, 19)]
 
 
+def _linear_cross_entropy_inputs(batch: int) -> list[Any]:
+    mask = torch.tensor([0.5, 0.0, 1.0, 1.0, 2.0]).expand(batch, 5)
+    targets = torch.randint(0, 23, (batch, 5)).masked_fill(mask == 0, -100)
+    return [torch.randn(batch, 5, 7), torch.randn(23, 7), targets, mask]
+
+
 SAMPLES = [
     *(
         Sample(
@@ -140,5 +146,16 @@ SAMPLES = [
             kwargs={"dropout_p": p},
         )
         for p in (0.0, 0.1)
+    ),
+    *(
+        Sample(
+            name=f"linear_cross_entropy-{reduction}",
+            op=ops.linear_cross_entropy,
+            reference=reference.linear_cross_entropy,
+            inputs=_linear_cross_entropy_inputs,
+            differentiable=(0, 1),
+            kwargs={"label_smoothing": 0.1, "reduction": reduction},
+        )
+        for reduction in ("mean", "none")
     ),
 ]
