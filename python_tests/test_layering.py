@@ -18,7 +18,13 @@ CPP = {
     "cpu": {"ops", "core"},
     "cuda": {"ops", "core"},
     "binding": {"cpu", "cuda", "ops", "core"},
-    "simt": {"binding", "cpu", "cuda", "ops", "core"},  # a second module, with the CUDA kernels compiled for the host
+    "simt": {
+        "binding",
+        "cpu",
+        "cuda",
+        "ops",
+        "core",
+    },  # a second module, with the CUDA kernels compiled for the host
     "tests": {"cpu", "ops", "core"},
 }
 KNOWS_PYTHON = ("binding", "simt")
@@ -138,7 +144,11 @@ def test_planted_imports_are_caught(tmp_path: Path, name: str, text: str) -> Non
 
 
 def test_imports_that_point_down_are_not(tmp_path: Path) -> None:
-    write(tmp_path, "glm_ext/ops/x.py", "import torch\nfrom glm_ext import _C\nfrom . import reference\nfrom .y import z")
+    write(
+        tmp_path,
+        "glm_ext/ops/x.py",
+        "import torch\nfrom glm_ext import _C\nfrom . import reference\nfrom .y import z",
+    )
     write(tmp_path, "csrc/cpu/x.h", '#include <vector>\n#include "core/check.h"\n#include "cpu/simd.h"')
     assert not list(python_violations(tmp_path))
     assert not list(cpp_violations(tmp_path))

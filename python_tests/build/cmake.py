@@ -1,4 +1,4 @@
-"""Builds the C++ test programs, in the folder of the extension's own build where there is one: its objects are used again."""
+"""Builds the C++ test programs, where there is one in the folder of the extension's build: its objects serve."""
 
 from __future__ import annotations
 
