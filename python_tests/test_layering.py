@@ -71,7 +71,7 @@ def cpp_violations(root: Path) -> Iterator[str]:
 
 
 def imported_modules(path: Path, package: list[str]) -> Iterator[str]:
-    """Dotted names of glm_ext that a file imports, wherever in it; `package` holds the parts of its package."""
+    """Dotted names that a file imports, wherever in it; `package` holds the parts of its package."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -86,7 +86,7 @@ def python_violations(root: Path) -> Iterator[str]:
         parts = path.relative_to(root).with_suffix("").parts
         here = {"__init__": "", "__main__": "cli"}.get(parts[1], parts[1])
         for module in imported_modules(path, list(parts[:-1])):
-            target = (module.split(".") + ["", ""])[1]
+            target = module.split(".")[1] if "." in module else ""
             if not module.startswith("glm_ext.") or target == here:
                 continue
             if target not in PYTHON:  # a name of glm_ext/__init__.py, which imports nearly everything

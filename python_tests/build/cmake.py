@@ -1,4 +1,4 @@
-"""Builds the C++ test programs, where there is one in the folder of the extension's build: its objects serve."""
+"""Builds the C++ test programs; in the folder of the extension's build, if there is one, for its objects."""
 
 from __future__ import annotations
 
