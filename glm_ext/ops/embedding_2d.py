@@ -57,7 +57,7 @@ def embedding_2d(
 
     Returns:
         ``[..., E]`` in the dtype of the tables. Sums are taken in float32 (float64 for float64) and
-        rounded once. Under autocast tables of different dtypes are promoted to the widest, as torch's own sum is.
+        rounded once. Under autocast tables of different dtypes are promoted to the widest.
 
     Raises:
         IndexError: an id outside its table, naming the first one.

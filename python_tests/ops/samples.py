@@ -24,7 +24,7 @@ from glm_ext.ops import reference
 class Sample:
     """One call of one op: `op(*inputs(batch), **kwargs)`.
 
-    `inputs(batch)` makes the positional arguments, random values in float32; batch 0 must give an empty batch.
+    `inputs(batch)` makes the positional arguments, random, in float32; batch 0 must give an empty batch.
     Those at `differentiable` are cast to the dtype under test and get gradients, the others are passed on.
     Keep the sizes odd and small: gradcheck visits every element.
     """
@@ -131,6 +131,10 @@ def _embedding_2d(batch: int) -> list[Any]:
     return [*ids, torch.randn(11, 19), torch.randn(7, 19), torch.randn(3, 19)]
 
 
+def _gelu_mlp(batch: int) -> list[Any]:
+    return [torch.randn(batch, 3, 5), torch.randn(13, 5), torch.randn(13), torch.randn(7, 13), torch.randn(7)]
+
+
 def _linear_cross_entropy(batch: int) -> list[Any]:
     loss_mask = torch.arange(batch * 5).remainder(3).reshape(batch, 5) / 2
     return [torch.randn(batch, 5, 7), torch.randn(19, 7), torch.randint(0, 19, (batch, 5)), loss_mask]
@@ -159,6 +163,13 @@ SAMPLES = [
     *_samples("span_attention_varlen", _span_attention_varlen, (0, 1, 2), *DROPOUT),
     *_samples("dropout_add_layer_norm", _dropout_add_layer_norm, (0, 1, 2, 3), *DROPOUT),
     *_samples("embedding_2d", _embedding_2d, (3, 4, 5), *DROPOUT),
+    *_samples(
+        "gelu_mlp",
+        _gelu_mlp,
+        (0, 1, 2, 3, 4),
+        *({"recompute": kept, "approximate": "tanh"} for kept in ("none", "activation", "all")),
+        {"recompute": "activation", "approximate": "none"},
+    ),
     *_samples(
         "linear_cross_entropy",
         _linear_cross_entropy,

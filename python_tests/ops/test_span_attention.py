@@ -27,7 +27,7 @@ CASES: list[Case] = [
     (1, 1, 1, 530, 530, 32, 500, None, None),  # several forward items and key blocks
     (1, 1, 1, 700, 700, 16, 0, None, None),
     (2, 4, 1, 40, 130, 128, [64, 0], [120, 7], [0, 2]),  # S < T, and a cache shorter than the rows
-    (1, 2, 2, 5, 3, 256, 0, None, None),  # S > T
+    (1, 2, 2, 5, 3, 256, 2, None, None),  # S > T
     (2, 6, 3, 1, 700, 64, [0, 300], [700, 513], [0, 5]),  # decoding
     (1, 2, 1, 3, 90, 20, 10, 60, 7),
     (1, 1, 1, 2, 600, 8, 0, 40, None),

@@ -1,4 +1,5 @@
 // Attention backward. Probabilities are computed again from lse, and with delta = rowsum(dO out) - dlse
+// (out as it was rounded to its dtype: a row of few keys with dropout keeps that rounding in its dQ)
 //   dS = P (dP - delta),  dP = V dO,  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO   (docs/math.md).
 //
 // A work item is a chunk of the keys of one key head: all of them, unless heads are fewer than threads are

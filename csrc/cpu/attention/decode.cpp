@@ -1,5 +1,5 @@
 // Attention forward for the few rows of a decoding step: the cache is read once, where it lies, at the speed
-// of memory. D is in the lanes; a vector of keys is scored at a time. A work item is kDecodeKeys keys of a
+// of memory. D is in the lanes; kBlock keys are scored at a time. A work item is kDecodeKeys keys of a
 // key head, for all rows of its group; the items' partial softmaxes are joined in order.
 #include "cpu/attention/decode.h"
 
@@ -36,48 +36,78 @@ struct Partial {
   }
 };
 
-// Adds keys [0, count), count <= kLanes, of one row.
+constexpr int kBlock = 64;  // keys scored before their values are read: long runs of memory
+
+// scores[key] = query . key, of [0, count) keys.
 template <class T>
-void add_keys(const T* key, int64_t key_stride, const T* value, int64_t value_stride, int count,
-              int64_t depth, int64_t stride, const Compute<T>* query, Partial<Compute<T>> partial) {
+void score_keys(const T* key, int64_t key_stride, int count, int64_t depth, const Compute<T>* query,
+                Compute<T>* scores) {
   using C = Compute<T>;
   constexpr int kStep = kLanes<C>;
   const int64_t whole = depth / kStep * kStep;
   const int tail = static_cast<int>(depth - whole);
-  Vec<C> products[kStep] = {};
-  for (int j = 0; j < count; ++j) {
-    const T* row = key + j * key_stride;
-    Vec<C> sum = {};
-    for (int64_t d = 0; d < whole; d += kStep) sum = fma(load_as(row + d), load(query + d), sum);
-    if (tail > 0) sum = fma(load_as_first(row + whole, tail), load(query + whole), sum);
-    products[j] = sum;
+  for (int first = 0; first < count; first += kStep) {
+    Vec<C> products[kStep] = {};
+    for (int j = 0; j < std::min(kStep, count - first); ++j) {
+      const T* row = key + (first + j) * key_stride;
+      Vec<C> sum = {};
+      for (int64_t d = 0; d < whole; d += kStep) sum = fma(load_as(row + d), load(query + d), sum);
+      if (tail > 0) sum = fma(load_as_first(row + whole, tail), load(query + whole), sum);
+      products[j] = sum;
+    }
+    transpose<C>(products);
+    for (int half = kStep / 2; half > 0; half /= 2) {
+      for (int j = 0; j < half; ++j) products[j] += products[j + half];
+    }
+    store(scores + first, products[0]);
   }
-  transpose<C>(products);
-  for (int half = kStep / 2; half > 0; half /= 2) {
-    for (int j = 0; j < half; ++j) products[j] += products[j + half];
-  }
-  C scores[kStep];
-  store(scores, products[0]);
-  for (int j = count; j < kStep; ++j) scores[j] = -static_cast<C>(INFINITY);
+}
 
-  const C highest = reduce_max(load(scores));  // NaN where a score is
-  if (highest > *partial.maximum) partial.rescale(highest, stride);
+// sum[d] += sum_key probs[key] * value[key][d] for kVectors vectors of d, the last of them `last` elements.
+template <class T, int kVectors>
+void add_values(const T* value, int64_t value_stride, int count, int last, const Compute<T>* probs,
+                Compute<T>* sum) {
+  using C = Compute<T>;
+  constexpr int kStep = kLanes<C>;
+  Vec<C> at[kVectors];
+  for (int v = 0; v < kVectors; ++v) at[v] = load(sum + v * kStep);
+  for (int j = 0; j < count; ++j) {
+    const T* row = value + j * value_stride;
+    for (int v = 0; v < kVectors; ++v)
+      at[v] = fma(load_as_some(row + v * kStep, v + 1 < kVectors ? kStep : last), broadcast(probs[j]), at[v]);
+  }
+  for (int v = 0; v < kVectors; ++v) store(sum + v * kStep, at[v]);
+}
+
+// Adds keys [0, count), count <= kBlock, of one row.
+template <class T>
+void add_keys(const T* key, int64_t key_stride, const T* value, int64_t value_stride, int count,
+              int64_t depth, int64_t stride, const Compute<T>* query, Partial<Compute<T>> partial) {
+  using C = Compute<T>;
+  constexpr int kStep = kLanes<C>, kWide = 4 * kStep;
+  C scores[kBlock];
+  score_keys(key, key_stride, count, depth, query, scores);
+  for (int j = count; j < kBlock; ++j) scores[j] = -static_cast<C>(INFINITY);
+
+  Vec<C> highest = load(scores);
+  for (int j = kStep; j < kBlock; j += kStep) highest = max(highest, load(scores + j));
+  const C top = reduce_max(highest);  // NaN where a score is
+  if (top > *partial.maximum) partial.rescale(top, stride);
   const C origin = *partial.maximum == -static_cast<C>(INFINITY) ? C(0) : *partial.maximum;
-  const Vec<C> probs = exp2(load(scores) - origin);
-  *partial.total += reduce_add(probs);
-  store(scores, probs);
-  for (int64_t d = 0; d < whole; d += kStep) {
-    Vec<C> sum = load(partial.sum + d);
-    for (int j = 0; j < count; ++j)
-      sum = fma(load_as(value + j * value_stride + d), broadcast(scores[j]), sum);
-    store(partial.sum + d, sum);
+  Vec<C> total = {};
+  for (int j = 0; j < kBlock; j += kStep) {
+    const Vec<C> probs = exp2(load(scores + j) - origin);
+    total += probs;
+    store(scores + j, probs);
   }
-  if (tail > 0) {
-    Vec<C> sum = load(partial.sum + whole);
-    for (int j = 0; j < count; ++j)
-      sum = fma(load_as_first(value + j * value_stride + whole, tail), broadcast(scores[j]), sum);
-    store(partial.sum + whole, sum);
-  }
+  *partial.total += reduce_add(total);
+
+  int64_t d = 0;
+  for (; d + kWide <= depth; d += kWide)
+    add_values<T, 4>(value + d, value_stride, count, kStep, scores, partial.sum + d);
+  for (; d < depth; d += kStep)
+    add_values<T, 1>(value + d, value_stride, count, static_cast<int>(std::min<int64_t>(kStep, depth - d)),
+                     scores, partial.sum + d);
 }
 
 // Keys [begin, end) of a key head, for the rows of its group: partials [G * S].
@@ -97,13 +127,13 @@ void decode_chunk(const SpanAttention& p, int64_t b, int64_t kv_head, int64_t be
     Partial<C>(partials + row * decode_partial(p), stride).clear(stride);
   }
   begin = std::max(begin, sequence.mask.begin);
-  for (int64_t j = begin; j < end; j += kLanes<C>) {
+  for (int64_t j = begin; j < end; j += kBlock) {
     const T* key = static_cast<const T*>(p.key.data) + p.key.offset(b, kv_head, j);
     const T* value = static_cast<const T*>(p.value.data) + p.value.offset(b, kv_head, j);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t seen = std::min(end, sequence.mask.row_end(row % p.rows)) - j;
       if (seen <= 0) continue;
-      add_keys(key, p.key.row, value, p.value.row, static_cast<int>(std::min<int64_t>(seen, kLanes<C>)),
+      add_keys(key, p.key.row, value, p.value.row, static_cast<int>(std::min<int64_t>(seen, kBlock)),
                p.head_dim, stride, queries + row * stride,
                Partial<C>(partials + row * decode_partial(p), stride));
     }
