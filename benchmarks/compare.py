@@ -89,9 +89,13 @@ def run(cases: Iterable[Case], seconds: float, threads: int, out: Path) -> None:
     for case in cases:
         result = measure(case, seconds, threads)
         report["cases"].append(result)
-        out.write_text(json.dumps(report, indent=1) + "\n")  # after every case: an interrupted run keeps what it has
+        out.write_text(
+            json.dumps(report, indent=1) + "\n"
+        )  # after every case: an interrupted run keeps what it has
         ours = result["peers"][OURS]["median"]
-        line = ", ".join(f"{name} {r['median'] / ours:.2f}x" for name, r in result["peers"].items() if name != OURS)
+        line = ", ".join(
+            f"{name} {r['median'] / ours:.2f}x" for name, r in result["peers"].items() if name != OURS
+        )
         print(f"{case.id}: {ours * 1e3:.3f} ms, {rate(result, ours)}; {line}", flush=True)
         gc.collect()
 
@@ -104,7 +108,9 @@ def rate(result: dict[str, Any], seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--suite", choices=SUITES, default="ops")
     parser.add_argument("--only", default="", help="run the cases whose name this regular expression finds")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

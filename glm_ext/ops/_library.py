@@ -95,7 +95,9 @@ class _FirstOrder(torch.autograd.Function):
         raise RuntimeError(f"{ctx.op}: trying to differentiate twice; this op has first derivatives only")
 
 
-def first_order_only(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+def first_order_only(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
     """For a Function's backward whose gradients have no derivative of their own.
 
     As torch's once_differentiable, but the error also comes where only the saved tensors, not the incoming gradients,

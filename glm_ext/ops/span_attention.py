@@ -98,7 +98,9 @@ def check_heads(query: Tensor, key: Tensor, value: Tensor, rank: int, axes: str)
     if not 1 <= width <= 256:
         raise ValueError(f"query: expected a head dimension D in [1, 256], got {width}")
     if kv_heads == 0 or heads % kv_heads != 0:
-        raise ValueError(f"key: expected a head count that divides the {heads} heads of query, got {kv_heads}")
+        raise ValueError(
+            f"key: expected a head count that divides the {heads} heads of query, got {kv_heads}"
+        )
     check_shape("value", value, key.shape, "as key")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.stride(-1) != 1 and width > 1 and tensor.numel() > 0:
@@ -132,7 +134,9 @@ def _forward(
     scale: float,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    out, lse = _forward_fake(query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p)
+    out, lse = _forward_fake(
+        query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p
+    )
     _C.span_attention_forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse,
         scale, dropout_p, seed_value(seed), torch.get_num_threads(),
@@ -184,7 +188,20 @@ def _backward(
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     grads = _backward_fake(
-        grad_out, grad_lse, query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, seed, scale, dropout_p
+        grad_out,
+        grad_lse,
+        query,
+        key,
+        value,
+        prefix_len,
+        seq_len,
+        start,
+        cu_seqlens,
+        out,
+        lse,
+        seed,
+        scale,
+        dropout_p,
     )
     _C.span_attention_backward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, grad_out, grad_lse, *grads,
@@ -233,7 +250,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _gradients(backward: Any, ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    backward: Any, ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad_out is None and grad_lse is None:
         return (None,) * 10
     if grad_out is None:
@@ -250,7 +269,9 @@ def _autocast(device: str, query: Tensor, key: Tensor, value: Tensor, *rest: Any
 
 
 @first_order_only
-def _registered_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _registered_backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
     return _gradients(torch.ops.glm_ext.span_attention_backward, ctx, grad_out, grad_lse)
 
 

@@ -25,7 +25,9 @@ CASES = [
 ]
 
 
-def make_inputs(N: int, E: int, hidden: int, width_out: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def make_inputs(
+    N: int, E: int, hidden: int, width_out: int, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Values of the size that a trained layer has: activations of about 1 at every stage."""
     torch.manual_seed(0)
     x = torch.randn(N, E)

@@ -44,10 +44,14 @@ def assert_within_rule(name: str, ours: Tensor, composite: Tensor, truth: Tensor
     eps = torch.finfo(ours.dtype).eps
     rtol, atol = DEFAULTS[ours.dtype]
     if ours.dtype == torch.float64:  # there is no better truth to measure torch's own error by
-        assert error <= 1e-11 * (1.0 + largest), f"{name} (float64): error {error:.3g}, largest value {largest:.3g}"
+        assert error <= 1e-11 * (1.0 + largest), (
+            f"{name} (float64): error {error:.3g}, largest value {largest:.3g}"
+        )
         return
     bound = min(factor * theirs + FEW_EPS * eps * max(largest, eps), max(rtol * largest + atol, theirs))
-    assert error <= bound, f"{name} ({ours.dtype}): error {error:.3g}, composite {theirs:.3g}, allowed {bound:.3g}"
+    assert error <= bound, (
+        f"{name} ({ours.dtype}): error {error:.3g}, composite {theirs:.3g}, allowed {bound:.3g}"
+    )
 
 
 def check_op(
