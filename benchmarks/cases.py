@@ -57,7 +57,7 @@ def _infer(forward: Callable[[], object]) -> Peer:
     return step
 
 
-# ------------------------------------------------------------------------------------------------ attention
+# -------------------------------------------------------------------------------------------------- attention
 
 
 def visible_pairs(S: int, prefix: int) -> int:
@@ -139,7 +139,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Callable[[], Tensor]:
     return lambda: compiled(q, k, v, block_mask=block_mask)  # type: ignore[return-value]
 
 
-# ------------------------------------------------------------------------------------------------ the other ops
+# ---------------------------------------------------------------------------------------------- the other ops
 
 
 def gelu_mlp(N: int, E: int, hidden: int, dtype: torch.dtype = torch.float32) -> Case:

@@ -1,9 +1,10 @@
 """Every case with its peers taking turns, round after round, in one process: what the performance tables are made from.
 
-    python -m benchmarks.compare [--only REGEX] [--suite ops|attention] [--threads 2] [--seconds 6] --out FILE.json
+    python -m benchmarks.compare [--only REGEX] [--suite ops|attention] [--threads 2] [--seconds 6] --out
+    FILE.json
 
-Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak is measured
-before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
+Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak
+is measured before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
 """
 
 from __future__ import annotations

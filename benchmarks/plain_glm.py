@@ -1,7 +1,8 @@
 """GLM as one writes it today in plain torch: the peer of the end-to-end benchmark.
 
-nn.Linear, fused SDPA with a boolean mask, F.dropout, F.layer_norm, F.gelu, and the loss on the gathered Part B rows. It reads
-the parameters of a glm_ext.GLM under the same names, so that both start from the same weights.
+nn.Linear, fused SDPA with a boolean mask, F.dropout, F.layer_norm, F.gelu, and the loss on the gathered Part
+B rows. It reads the parameters of a glm_ext.GLM under the same names, so that both start from the same
+weights.
 """
 
 from __future__ import annotations

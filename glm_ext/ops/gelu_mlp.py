@@ -192,7 +192,7 @@ def _gradients(backward: Any, ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, 
     return (*(g if n else None for g, n in zip(grads, needed, strict=True)), None, None)
 
 
-# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
 
 def _autocast(device: str, *args: Any) -> tuple[Any, ...]:

@@ -261,7 +261,7 @@ def _gradients(
     return (*grads, None, None, None, None, None, None, None)
 
 
-# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
 
 def _autocast(device: str, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Any, ...]:

@@ -84,7 +84,7 @@ def test_no_bias() -> None:
     assert torch.equal(ops.gelu_mlp(x, w1, None, w2, None), ops.gelu_mlp(x, w1, zeros[0], w2, zeros[1]))
 
 
-# ------------------------------------------------------------------------------------------------ GELU, to the ulp
+# ------------------------------------------------------------------------------------------- GELU, to the ulp
 
 
 def gelu_and_grad(x: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ def test_gelu_of_special_values(approximate: str) -> None:
     assert torch.equal(y[:2], F.gelu(x[:2], approximate=approximate))
 
 
-# ------------------------------------------------------------------------------------------------ bad arguments
+# ---------------------------------------------------------------------------------------------- bad arguments
 
 
 @pytest.mark.parametrize(

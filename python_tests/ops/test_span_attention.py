@@ -234,7 +234,7 @@ def test_bad_arguments_are_named(error: type[Exception], name: str, arguments: A
         ops.span_attention(*arguments, **options)
 
 
-# ------------------------------------------------------------------------------------------------ torch around it
+# -------------------------------------------------------------------------------------------- torch around it
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
