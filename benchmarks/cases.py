@@ -1,8 +1,9 @@
 """What is measured: one case is one op at one shape, with every peer that can do the same work.
 
-A peer is a function of no arguments that does the work once. Peers are what a torch user would write today, at their best:
-fused SDPA rather than a softmax by hand, compiled where compiling helps, the loss rows gathered where there are fewer.
-The work of a case is counted by a formula beside it, the same for all its peers.
+A peer is a function of no arguments that does the work once. Peers are what a torch user would write today,
+at their best: fused SDPA rather than a softmax by hand, compiled where compiling helps, the loss rows
+gathered where there are fewer. The work of a case is counted by a formula beside it, the same for all its
+peers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every case with its peers taking turns, round after round, in one process: what the performance tables are made from.
+"""Every case with its peers taking turns, round after round, in one process: where the tables come from.
 
     python -m benchmarks.compare [--only REGEX] [--suite ops|attention] [--threads 2] [--seconds 6] --out
     FILE.json

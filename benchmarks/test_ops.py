@@ -1,4 +1,4 @@
-"""`pytest benchmarks --benchmark-only`: every op at named shapes, with its peers side by side in one group."""
+"""`pytest benchmarks --benchmark-only`: every op at named shapes, its peers side by side in one group."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step [--dropout 0.1] [--rounds 3] [--compile] [--threads 2]
 
-Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours. The batch is the
-shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
+Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours.
+The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
 """
 
 from __future__ import annotations
@@ -94,13 +94,15 @@ def main() -> None:
 
     ours = statistics.median(times["glm_ext"])
     print(
-        f"GLM-{options.preset} step, B={B} S={S} a={PREFIX} dropout={options.dropout} f32, {options.threads} threads"
+        f"GLM-{options.preset} step, B={B} S={S} a={PREFIX} dropout={options.dropout} f32, "
+        f"{options.threads} threads"
     )
     for name, seconds in times.items():
         median = statistics.median(seconds)
         spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
         print(
-            f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  {median / ours:5.2f}x ours"
+            f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  "
+            f"{median / ours:5.2f}x ours"
         )
 
 

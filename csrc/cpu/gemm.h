@@ -9,10 +9,11 @@
 //
 //   epilogue(tile, row, col, rows, cols)     Tile<C>&; only the first rows x cols of its elements exist
 //
-// An element is a sum, in order, of chains of fma over kDepthBlock values of k, however the blocks are cut: an
-// error that grows with the number of chains, not with the depth. The tiles of one block (kBlockRows x kBlockCols, both aligned) come to the epilogue
-// from one thread, column of tiles by column of tiles, rows ascending: partial sums by row / kBlockRows or by
-// col / kBlockCols need no locks and are the same bits for every thread count.
+// An element is a sum, in order, of chains of fma over kDepthBlock values of k, however the blocks are cut:
+// an error that grows with the number of chains, not with the depth. The tiles of one block (kBlockRows x
+// kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by column of tiles, rows
+// ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and are the same bits for
+// every thread count.
 #pragma once
 
 #include <algorithm>

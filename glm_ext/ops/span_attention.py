@@ -1,4 +1,4 @@
-"""Attention under GLM's mask: a prefix that sees itself both ways, then keys up to one's own place. No mask tensor exists."""
+"""Attention under GLM's mask: a prefix that sees itself both ways, then a causal part; no mask tensor."""
 
 from __future__ import annotations
 
@@ -38,26 +38,27 @@ def span_attention(
 
     .. math:: out = dropout(softmax(scale \; Q K^T)) \, V
 
-    Row ``i`` stands at place ``r = seq_len - S + i`` when S < T (decoding with a cache), else at ``i``, and sees the
-    keys ``start <= j < min(seq_len, max(prefix_len, r + 1))`` (Du et al., "GLM", 2022, section 2.1). So
-    ``prefix_len=0`` is causal attention, ``prefix_len=T`` is full attention. Keys that no row sees are never read.
+    Row ``i`` stands at place ``r = seq_len - S + i`` when S < T (decoding with a cache), else at ``i``, and
+    sees the keys ``start <= j < min(seq_len, max(prefix_len, r + 1))`` (Du et al., "GLM", 2022, section 2.1).
+    So ``prefix_len=0`` is causal attention, ``prefix_len=T`` is full attention. Keys that no row sees are
+    never read.
 
     Args:
-        query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256.
-        key, value: ``[B, Hkv, T, D]`` where Hkv divides H: query head ``h`` reads head ``h // (H / Hkv)``. All three
-            may have any strides as long as the last dimension is contiguous: a packed QKV projection is read in place.
-        prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T].
-        seq_len: keys at and after this are padding; T by default.
-        start: keys before this are padding; 0 by default.
-        dropout_p: probability that a softmax weight is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``. The
+        query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256. key, value: ``[B, Hkv,
+        T, D]`` where Hkv divides H: query head ``h`` reads head ``h // (H / Hkv)``. All three
+            may have any strides as long as the last dimension is contiguous: a packed QKV projection is read
+            in place.
+        prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T]. seq_len: keys at and
+        after this are padding; T by default. start: keys before this are padding; 0 by default. dropout_p:
+        probability that a softmax weight is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``. The
             mask is drawn from torch's default generator and never stored.
-        scale: of the scores; ``D ** -0.5`` by default.
-        return_lse: also return the log-sum-exp of the scaled scores, ``[B, H, S]`` in float32 (float64 for float64);
+        scale: of the scores; ``D ** -0.5`` by default. return_lse: also return the log-sum-exp of the scaled
+        scores, ``[B, H, S]`` in float32 (float64 for float64);
             it is differentiable.
 
     Returns:
-        ``[B, H, S, D]`` in the dtype of ``query``, a transpose of contiguous memory ``[B, S, H, D]``, so that joining
-        the heads costs nothing. Rows that see nothing give 0, lse -inf and zero gradients.
+        ``[B, H, S, D]`` in the dtype of ``query``, a transpose of contiguous memory ``[B, S, H, D]``, so that
+        joining the heads costs nothing. Rows that see nothing give 0, lse -inf and zero gradients.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -276,16 +277,17 @@ def _registered_backward(
 
 
 register(
-    "span_attention(Tensor query, Tensor key, Tensor value, Tensor prefix_len, Tensor? seq_len, Tensor? start, "
-    "Tensor? cu_seqlens, Tensor? seed, float scale, float dropout_p) -> (Tensor out, Tensor lse)",
+    "span_attention(Tensor query, Tensor key, Tensor value, Tensor prefix_len, Tensor? seq_len, "
+    "Tensor? start, Tensor? cu_seqlens, Tensor? seed, float scale, float dropout_p) "
+    "-> (Tensor out, Tensor lse)",
     _forward,
     _forward_fake,
     autocast=_autocast,
 )
 register(
     "span_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
-    "Tensor prefix_len, Tensor? seq_len, Tensor? start, Tensor? cu_seqlens, Tensor out, Tensor lse, Tensor? seed, "
-    "float scale, float dropout_p) -> (Tensor, Tensor, Tensor)",
+    "Tensor prefix_len, Tensor? seq_len, Tensor? start, Tensor? cu_seqlens, Tensor out, Tensor lse, "
+    "Tensor? seed, float scale, float dropout_p) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
