@@ -14,8 +14,8 @@ lint: build
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run -Werror $(CPP)
-	python scripts/stubs.py --check
+	@clang-format --dry-run -Werror $(CPP)
+	python tools/stubs.py --check
 
 format:
 	ruff check --fix-only --quiet .
@@ -23,7 +23,7 @@ format:
 	clang-format -i $(CPP)
 
 stubs: build  ## glm_ext/_C.pyi from the built module
-	python scripts/stubs.py
+	python tools/stubs.py
 
 # The extension and its tests in a folder of their own, so that the usual build stays. Leaks are those of the
 # interpreter; libstdc++ comes first because the sanitizer must find its exceptions before the module is loaded.
