@@ -37,8 +37,12 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_byt
   if (shared_bytes > 48 * 1024)  // what a kernel gets without asking
     GLM_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shared_bytes)));
-  kernel<<<grid, block, static_cast<size_t>(shared_bytes), stream> > >(static_cast<Params>(args)...);
-  GLM_CUDA_CHECK(cudaGetLastError());
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  GLM_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 
 // ---- memory

@@ -10,7 +10,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ [[gnu::always_inline]] inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define threadIdx (::glm::simt::this_thread().index)
 #define blockIdx (::glm::simt::machine().block_index())

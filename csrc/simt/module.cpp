@@ -47,6 +47,8 @@ PYBIND11_MODULE(glm_ext_simt, m) {
       },
       "What memory accesses cost since the last call, by line of source.");
 
+  glm::register_dropout_add_layer_norm(m);
+
   py::module_ testing = m.def_submodule("testing");
   glm::cuda::testing::bind(testing);
 }
