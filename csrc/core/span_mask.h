@@ -18,8 +18,8 @@ struct SpanMask {
   int64_t begin;       // keys before this are padding
   int64_t row_offset;  // place of query row 0; length - S when decoding with a cache
 
-  static GLM_HD int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-  static GLM_HD int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+  GLM_HD static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+  GLM_HD static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
   // One past the last key that row i sees; at or below `begin` when it sees nothing. Grows with i.
   GLM_HD int64_t row_end(int64_t i) const { return min(length, max(prefix, row_offset + i + 1)); }

@@ -2,6 +2,9 @@
 #pragma once
 
 #include "ops/dropout_add_layer_norm.h"
+#include "ops/embedding_2d.h"
+#include "ops/linear_cross_entropy.h"
+#include "ops/span_attention.h"
 
 namespace glm::cpu::GLM_ISA {
 
@@ -9,5 +12,11 @@ double fma_peak(int threads);
 
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward&);
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&);
+void linear_cross_entropy(const LinearCrossEntropy&);
+
+EmbeddingFault embedding_2d_forward(const Embedding2DForward&);
+EmbeddingFault embedding_2d_backward(const Embedding2DBackward&);
+void span_attention_forward(const SpanAttentionForward&);
+void span_attention_backward(const SpanAttentionBackward&);
 
 }  // namespace glm::cpu::GLM_ISA

@@ -5,50 +5,15 @@
 //   grad_weight = sum_n grad_normed xhat,                                  grad_bias = sum_n grad_normed.
 #include "ops/dropout_add_layer_norm.h"
 
-#include <algorithm>
-
 #include "core/dispatch.h"
 #include "cpu/declarations.h"
 #include "cpu/parallel.h"
-#include "cpu/philox_simd.h"
-#include "cpu/simd.h"
+#include "cpu/rows.h"
 
 namespace glm::cpu::GLM_ISA {
 namespace {
 
-constexpr int64_t kChunk = 128;  // columns that share Philox counters
 constexpr int64_t kRowsPerTask = 16;
-
-// Calls body(e, count) for vectors of columns [begin, end); count < kLanes only for the last.
-template <class C, class Body>
-GLM_INLINE void for_columns(int64_t begin, int64_t end, const Body& body) {
-  int64_t e = begin;
-  for (; e + kLanes<C> <= end; e += kLanes<C>) body(e, kLanes<C>);
-  if (e < end) body(e, static_cast<int>(end - e));
-}
-
-template <class T>
-GLM_INLINE Vec<Compute<T>> load_some(const T* p, int count) {
-  return count == kLanes<Compute<T>> ? load_as(p) : load_as_first(p, count);
-}
-
-template <class T>
-GLM_INLINE void store_some(T* p, Vec<Compute<T>> v, int count) {
-  if (count == kLanes<Compute<T>>) {
-    store_as(p, v);
-  } else {
-    store_as_first(p, v, count);
-  }
-}
-
-// Lanes at and past `count` become zero: they must not enter a sum.
-template <class C>
-GLM_INLINE Vec<C> keep_first(Vec<C> v, int count) {
-  if (count < kLanes<C>) {
-    for (int i = count; i < kLanes<C>; ++i) v[i] = C(0);
-  }
-  return v;
-}
 
 template <class T, bool kDropout>
 void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout, int64_t n) {
@@ -61,22 +26,13 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
   T* sum_out = static_cast<T*>(p.new_residual) + n * width;
   T* normed = static_cast<T*>(p.normed) + n * width;
 
-  C factor[kChunk];
   Vec<C> sum = {};
-  for (int64_t chunk = 0; chunk < width; chunk += kChunk) {
-    if constexpr (kDropout) dropout.factors(n, chunk, factor);
-    for_columns<C>(chunk, std::min(chunk + kChunk, width), [&](int64_t e, int count) {
-      Vec<C> h = load_some(residual + e, count);
-      if constexpr (kDropout) {
-        h = fma(load_some(x + e, count), load(factor + (e - chunk)), h);
-      } else {
-        h += load_some(x + e, count);
-      }
-      store_some(sum_out + e, h, count);
-      if constexpr (sizeof(T) == 2) h = load_some(sum_out + e, count);  // the mean is that of the rounded sum
-      sum += keep_first<C>(h, count);
-    });
-  }
+  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
+    Vec<C> h = load_some(residual + e, count) + dropout_row<kDropout>(load_some(x + e, count), factor);
+    store_some(sum_out + e, h, count);
+    if constexpr (sizeof(T) == 2) h = load_some(sum_out + e, count);  // the mean is that of the rounded sum
+    sum += keep_first<C>(h, count);
+  });
   const C mean = reduce_add(sum) / static_cast<C>(width);
 
   Vec<C> squares = {};
@@ -94,7 +50,12 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
   static_cast<C*>(p.rstd)[n] = rstd;
 }
 
-// Adds row n's part of the weight and bias gradients to weight_sum and bias_sum, [E] each.
+template <class T>
+GLM_INLINE T* row_or_null(void* matrix, int64_t n, int64_t width) {
+  return matrix ? static_cast<T*>(matrix) + n * width : nullptr;
+}
+
+// Also adds row n's part of the weight and bias gradients to weight_sum and bias_sum, [E] each, unless null.
 template <class T, bool kDropout>
 void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropout, int64_t n,
                   Compute<T>* weight_sum, Compute<T>* bias_sum) {
@@ -105,8 +66,8 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
       p.grad_new_residual ? static_cast<const T*>(p.grad_new_residual) + n * width : nullptr;
   const T* h = static_cast<const T*>(p.new_residual) + n * width;
   const T* weight = static_cast<const T*>(p.weight);
-  T* grad_x = static_cast<T*>(p.grad_x) + n * width;
-  T* grad_residual = static_cast<T*>(p.grad_residual) + n * width;
+  T* grad_x = row_or_null<T>(p.grad_x, n, width);
+  T* grad_residual = row_or_null<T>(p.grad_residual, n, width);
   const C mean = static_cast<const C*>(p.mean)[n], rstd = static_cast<const C*>(p.rstd)[n];
 
   Vec<C> g_sum = {}, g_xhat_sum = {};
@@ -116,26 +77,35 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
     const Vec<C> g = keep_first<C>(dy * load_some(weight + e, count), count);
     g_sum += g;
     g_xhat_sum = fma(g, xhat, g_xhat_sum);
-    store_some(weight_sum + e, fma(dy, xhat, load_some(weight_sum + e, count)), count);
-    store_some(bias_sum + e, load_some(bias_sum + e, count) + dy, count);
+    if (weight_sum) {
+      store_some(weight_sum + e, fma(dy, xhat, load_some(weight_sum + e, count)), count);
+      store_some(bias_sum + e, load_some(bias_sum + e, count) + dy, count);
+    }
   });
+  if (!grad_x && !grad_residual) return;
   const C g_mean = reduce_add(g_sum) / static_cast<C>(width);
   const C g_xhat_mean = reduce_add(g_xhat_sum) / static_cast<C>(width);
 
-  C factor[kChunk];
-  for (int64_t chunk = 0; chunk < width; chunk += kChunk) {
-    if constexpr (kDropout) dropout.factors(n, chunk, factor);
-    for_columns<C>(chunk, std::min(chunk + kChunk, width), [&](int64_t e, int count) {
-      const Vec<C> xhat = (load_some(h + e, count) - mean) * rstd;
-      const Vec<C> g = load_some(grad_normed + e, count) * load_some(weight + e, count);
-      Vec<C> grad_h = (g - g_mean - xhat * g_xhat_mean) * rstd;
-      if (grad_stream) grad_h += load_some(grad_stream + e, count);
-      store_some(grad_residual + e, grad_h, count);
-      if constexpr (kDropout) store_some(grad_x + e, grad_h * load(factor + (e - chunk)), count);
-    });
-  }
-  if (!kDropout && grad_x != grad_residual)
-    std::memcpy(grad_x, grad_residual, static_cast<size_t>(width) * sizeof(T));
+  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
+    const Vec<C> xhat = (load_some(h + e, count) - mean) * rstd;
+    const Vec<C> g = load_some(grad_normed + e, count) * load_some(weight + e, count);
+    Vec<C> grad_h = (g - g_mean - xhat * g_xhat_mean) * rstd;
+    if (grad_stream) grad_h += load_some(grad_stream + e, count);
+    if (grad_residual) store_some(grad_residual + e, grad_h, count);
+    if (grad_x) store_some(grad_x + e, dropout_row<kDropout>(grad_h, factor), count);
+  });
+}
+
+// out[e] = sum over the partials, in order, of workspace[partial][which][e].
+template <class T>
+void sum_partials(const DropoutAddLayerNormBackward& p, int64_t partials, int which, T* out) {
+  using C = Compute<T>;
+  const C* first = static_cast<const C*>(p.workspace) + which * p.width;
+  for_columns<C>(0, p.width, [&](int64_t e, int count) {
+    Vec<C> sum = {};
+    for (int64_t part = 0; part < partials; ++part) sum += load_some(first + part * 2 * p.width + e, count);
+    store_some(out + e, sum, count);
+  });
 }
 
 }  // namespace
@@ -158,24 +128,22 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& p) {
   visit_floating(p.dtype, [&]<class T>(Type<T>) {
     using C = Compute<T>;
     C* workspace = static_cast<C*>(p.workspace);
-    visit_bool(p.dropout.active(), [&](auto has_dropout) {
+    visit_bool(p.dropout.active() && p.grad_x, [&](auto has_dropout) {
       parallel_for(partials, p.threads, [&](int64_t part) {
-        C* weight_sum = workspace + part * 2 * p.width;
-        C* bias_sum = weight_sum + p.width;
-        std::fill(weight_sum, weight_sum + 2 * p.width, C(0));
+        C *weight_sum = nullptr, *bias_sum = nullptr;
+        if (p.grad_weight) {
+          weight_sum = workspace + part * 2 * p.width;
+          bias_sum = weight_sum + p.width;
+          std::fill(weight_sum, weight_sum + 2 * p.width, C(0));
+        }
         const int64_t begin = part * p.rows / partials, end = (part + 1) * p.rows / partials;
         for (int64_t n = begin; n < end; ++n)
           backward_row<T, has_dropout.value>(p, dropout, n, weight_sum, bias_sum);
       });
     });
-    T* grads[2] = {static_cast<T*>(p.grad_weight), static_cast<T*>(p.grad_bias)};
-    for (int which = 0; which < 2; ++which) {
-      for_columns<C>(0, p.width, [&](int64_t e, int count) {
-        Vec<C> sum = {};
-        for (int64_t part = 0; part < partials; ++part)
-          sum += load_some(workspace + (part * 2 + which) * p.width + e, count);
-        store_some(grads[which] + e, sum, count);
-      });
+    if (p.grad_weight) {
+      sum_partials(p, partials, 0, static_cast<T*>(p.grad_weight));
+      sum_partials(p, partials, 1, static_cast<T*>(p.grad_bias));
     }
   });
 }

@@ -14,6 +14,11 @@ const Kernels kKernels = {
     .fma_peak = fma_peak,
     .dropout_add_layer_norm_forward = dropout_add_layer_norm_forward,
     .dropout_add_layer_norm_backward = dropout_add_layer_norm_backward,
+    .embedding_2d_forward = embedding_2d_forward,
+    .embedding_2d_backward = embedding_2d_backward,
+    .linear_cross_entropy = linear_cross_entropy,
+    .span_attention_forward = span_attention_forward,
+    .span_attention_backward = span_attention_backward,
 };
 
 }  // namespace glm::cpu::GLM_ISA

@@ -6,6 +6,9 @@
 #include <vector>
 
 #include "ops/dropout_add_layer_norm.h"
+#include "ops/embedding_2d.h"
+#include "ops/linear_cross_entropy.h"
+#include "ops/span_attention.h"
 
 namespace glm::cpu {
 
@@ -14,6 +17,11 @@ struct Kernels {
   double (*fma_peak)(int threads);  // GFLOP/s, float
   void (*dropout_add_layer_norm_forward)(const DropoutAddLayerNormForward&);
   void (*dropout_add_layer_norm_backward)(const DropoutAddLayerNormBackward&);
+  EmbeddingFault (*embedding_2d_forward)(const Embedding2DForward&);
+  EmbeddingFault (*embedding_2d_backward)(const Embedding2DBackward&);
+  void (*linear_cross_entropy)(const LinearCrossEntropy&);
+  void (*span_attention_forward)(const SpanAttentionForward&);
+  void (*span_attention_backward)(const SpanAttentionBackward&);
 };
 
 // The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA

@@ -76,6 +76,12 @@ GLM_INLINE void store(Lane* p, Vec<Lane> v) {
 // The first `count` lanes (0 <= count <= kLanes); the others read as zero and are not touched in memory.
 template <class Lane>
 GLM_INLINE Vec<Lane> load_first(const Lane* p, int count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(Lane) == 4) return reinterpret_cast<Vec<Lane>>(_mm512_maskz_loadu_epi32(mask, p));
+  if constexpr (sizeof(Lane) == 8)
+    return reinterpret_cast<Vec<Lane>>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), p));
+#endif
   Lane lanes[kLanes<Lane>] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(Lane));
   return load(lanes);
@@ -83,6 +89,13 @@ GLM_INLINE Vec<Lane> load_first(const Lane* p, int count) {
 
 template <class Lane>
 GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
+#if defined(__AVX512F__)
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(Lane) == 4)
+    return _mm512_mask_storeu_epi32(p, mask, reinterpret_cast<__m512i>(v));
+  if constexpr (sizeof(Lane) == 8)
+    return _mm512_mask_storeu_epi64(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512i>(v));
+#endif
   Lane lanes[kLanes<Lane>];
   store(lanes, v);
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(Lane));
@@ -227,6 +240,7 @@ GLM_INLINE void store_as(T* p, Vec<Compute<T>> v) {
 
 template <class T>
 GLM_INLINE Vec<Compute<T>> load_as_first(const T* p, int count) {
+  if constexpr (std::is_same_v<T, Compute<T>>) return load_first(p, count);
   T lanes[kLanes<Compute<T>>] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(T));
   return load_as(lanes);
@@ -234,6 +248,7 @@ GLM_INLINE Vec<Compute<T>> load_as_first(const T* p, int count) {
 
 template <class T>
 GLM_INLINE void store_as_first(T* p, Vec<Compute<T>> v, int count) {
+  if constexpr (std::is_same_v<T, Compute<T>>) return store_first(p, v, count);
   T lanes[kLanes<Compute<T>>];
   store_as(lanes, v);
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
@@ -252,19 +267,20 @@ GLM_INLINE Compute<T> load_one(const T* p) {
 // ------------------------------------------------------------------------------------------------
 // exponential
 
-// 2^x. Float: x = n + f with |f| <= 1/2, a degree-5 minimax polynomial for 2^f (relative error 7.5e-8) and n
-// added to the exponent. At and below -127 it is exactly 0, so a masked score of -infinity costs nothing
-// more; NaN stays NaN. Double is for gradient checks: the library's exp2, lane by lane.
+// 2^x. Float: x = n + f with |f| <= 1/2, 2^f as a polynomial 1 + c1 f + ... + c5 f^5 of least relative error
+// (1.1e-7; 1.7e-7 with the roundings, docs/math.md section 11) and n added to the exponent. Below -126.5 it
+// is exactly 0, so a masked score of -infinity costs nothing more; above 127.5 infinity; NaN stays NaN.
+// Double is for gradient checks: the library's exp2, lane by lane.
 GLM_INLINE VecF exp2(VecF x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
   const VecF clamped = at_most(broadcast(127.99999f), at_least(broadcast(-127.0f), x));
   const VecF shifted = clamped + kMagic;
   const VecF f = clamped - (shifted - kMagic);
-  VecF p = broadcast(0.0013276472632f);
-  p = fma(p, f, broadcast(0.00967554134312f));
-  p = fma(p, f, broadcast(0.0555071327186f));
-  p = fma(p, f, broadcast(0.240221197237f));
-  p = fma(p, f, broadcast(0.693146967065f));
+  VecF p = broadcast(0.001326472731f);
+  p = fma(p, f, broadcast(0.009671512991f));
+  p = fma(p, f, broadcast(0.05550733581f));
+  p = fma(p, f, broadcast(0.2402224243f));
+  p = fma(p, f, broadcast(0.6931470037f));
   p = fma(p, f, broadcast(1.0f));
   const VecI exponent = (reinterpret_cast<VecI>(shifted) + 127) << 23;
   return p * reinterpret_cast<VecF>(exponent);

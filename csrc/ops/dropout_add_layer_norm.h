@@ -33,11 +33,12 @@ struct DropoutAddLayerNormBackward {
   const void* weight;             // [E]
   const void* mean;               // [N]
   const void* rstd;               // [N]
-  void* grad_x;                   // [N, E]
-  void* grad_residual;            // [N, E]; may be grad_x itself when there is no dropout
-  void* grad_weight;              // [E]
-  void* grad_bias;                // [E]
-  void* workspace;                // [partials, 2, E] float or double, see dropout_add_layer_norm_partials
+  // Any of these is null where it is not wanted; the last three come and go together.
+  void* grad_x;         // [N, E]; without dropout it would equal grad_residual, and is null
+  void* grad_residual;  // [N, E]
+  void* grad_weight;    // [E]
+  void* grad_bias;      // [E]
+  void* workspace;      // [partials, 2, E] float or double, see dropout_add_layer_norm_partials
   Dropout dropout;
   int threads;
 };

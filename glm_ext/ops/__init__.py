@@ -1,5 +1,15 @@
 """The fused ops. Importing this registers them under torch.ops.glm_ext."""
 
 from glm_ext.ops.dropout_add_layer_norm import dropout_add_layer_norm
+from glm_ext.ops.embedding_2d import embedding_2d
+from glm_ext.ops.linear_cross_entropy import linear_cross_entropy
+from glm_ext.ops.span_attention import span_attention
+from glm_ext.ops.span_attention_varlen import span_attention_varlen
 
-__all__ = ["dropout_add_layer_norm"]
+__all__ = [
+    "dropout_add_layer_norm",
+    "embedding_2d",
+    "linear_cross_entropy",
+    "span_attention",
+    "span_attention_varlen",
+]

@@ -49,6 +49,19 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int], axes: str) -
         raise ValueError(f"{name}: expected shape [{wanted}] ({axes}), got {list(shape)}")
 
 
+def check_lengths(name: str, value: int | Tensor, batch: int, most: int, device: torch.device) -> Tensor:
+    """One int for the whole batch or an int tensor [B], as int64 [B]. The kernel checks a tensor's values."""
+    if isinstance(value, Tensor):
+        check_integer(name, value, device)
+        check_shape(name, value, (batch,), "B")
+        return value.long().contiguous()
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int or an int tensor [B], got {type(value).__name__}")
+    if not 0 <= value <= most:
+        raise ValueError(f"{name}: expected an int in [0, {most}], got {value}")
+    return torch.full((batch,), value, dtype=torch.int64, device=device)
+
+
 def check_probability(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")

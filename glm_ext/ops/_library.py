@@ -45,8 +45,9 @@ def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Call
     key = getattr(torch._C.DispatchKey, f"Autocast{device.upper()}")
 
     def kernel(*args: Any) -> Any:
+        args = autocast(device, *args)  # before the guard, which makes autocast look disabled
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return op(*autocast(device, *args))
+            return op(*args)
 
     return kernel
 

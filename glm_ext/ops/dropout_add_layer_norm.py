@@ -106,18 +106,25 @@ def _backward(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x, grad_residual, grad_weight, grad_bias = _backward_fake(
-        grad_normed, grad_new_residual, new_residual, weight, mean, rstd, seed, dropout_p
+    wanted: list[bool],
+) -> list[Tensor]:
+    """The wanted ones of: the gradient of x, that of residual, those of weight and bias."""
+    grads = _backward_fake(
+        grad_normed, grad_new_residual, new_residual, weight, mean, rstd, seed, dropout_p, wanted
     )
-    partials = _C.dropout_add_layer_norm_partials(mean.numel())
-    workspace = mean.new_empty((partials, 2, weight.numel()))
+    given = iter(grads)
+    grad_x, grad_residual = (next(given) if want else None for want in wanted[:2])
+    grad_weight, grad_bias, workspace = None, None, None
+    if wanted[2]:
+        grad_weight, grad_bias = given
+        partials = _C.dropout_add_layer_norm_partials(mean.numel())
+        workspace = mean.new_empty((partials, 2, weight.numel()))
     _C.dropout_add_layer_norm_backward(
         grad_normed.contiguous(), None if grad_new_residual is None else grad_new_residual.contiguous(),
         new_residual, weight.contiguous(), mean, rstd, grad_x, grad_residual, grad_weight, grad_bias, workspace,
         dropout_p, seed_value(seed), torch.get_num_threads(),
     )  # fmt: skip
-    return grad_x, grad_residual, grad_weight, grad_bias
+    return grads
 
 
 def _backward_fake(
@@ -129,9 +136,12 @@ def _backward_fake(
     rstd: Tensor,
     seed: Tensor | None,
     dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = new_residual.shape
-    return new_residual.new_empty(shape), new_residual.new_empty(shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+    wanted: list[bool],
+) -> list[Tensor]:
+    grads = [new_residual.new_empty(new_residual.shape) for want in wanted[:2] if want]
+    if wanted[2]:
+        grads += [weight.new_empty(weight.shape), weight.new_empty(weight.shape)]
+    return grads
 
 
 class _DropoutAddLayerNorm(torch.autograd.Function):
@@ -161,12 +171,24 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
 def _gradients(
     backward: Any, ctx: Any, grad_normed: Tensor | None, grad_new_residual: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    new_residual, weight, mean, rstd, seed = ctx.saved_tensors
     if grad_normed is None and grad_new_residual is None:
         return None, None, None, None
+    new_residual, weight, mean, rstd, seed = ctx.saved_tensors
     if grad_normed is None:
         grad_normed = torch.zeros_like(new_residual)
-    return backward(grad_normed, grad_new_residual, new_residual, weight, mean, rstd, seed, ctx.dropout_p)  # type: ignore[no-any-return]
+    needs_x, needs_residual, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+    one_for_both = ctx.dropout_p == 0.0  # x and residual then have the same gradient, and share the tensor
+    wanted = [
+        needs_x and not one_for_both,
+        needs_residual or (needs_x and one_for_both),
+        needs_weight or needs_bias,
+    ]
+    grads = iter(
+        backward(grad_normed, grad_new_residual, new_residual, weight, mean, rstd, seed, ctx.dropout_p, wanted)
+    )
+    grad_x, grad_residual = (next(grads) if want else None for want in wanted[:2])
+    grad_weight, grad_bias = grads if wanted[2] else (None, None)
+    return grad_residual if one_for_both else grad_x, grad_residual, grad_weight, grad_bias
 
 
 # ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
@@ -183,6 +205,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
+@first_order_only
 def _registered_backward(ctx: Any, grad_normed: Tensor | None, grad_new_residual: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     op = torch.ops.glm_ext.dropout_add_layer_norm_backward
     return (*_gradients(op, ctx, grad_normed, grad_new_residual), None, None, None)
@@ -197,7 +220,7 @@ register(
 )
 register(
     "dropout_add_layer_norm_backward(Tensor grad_normed, Tensor? grad_new_residual, Tensor new_residual, Tensor weight, "
-    "Tensor mean, Tensor rstd, Tensor? seed, float dropout_p) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor mean, Tensor rstd, Tensor? seed, float dropout_p, bool[3] wanted) -> Tensor[]",
     _backward,
     _backward_fake,
 )

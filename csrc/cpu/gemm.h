@@ -1,0 +1,154 @@
+// The matrix product that everything here uses, with work done on the way in and on the way out:
+//
+//   C[i][j] = sum_k a(i, k) b(j, k)        i < rows, j < cols, k < depth
+//
+// a and b are operands (cpu/pack.h): where element (i, k) is, how it is widened, and perhaps a function of
+// it. So a transpose is a choice of strides, and gelu(x) W needs no gelu(x) in memory. Each operand is packed
+// once into panels as wide as the register tile; blocks of C that fit a core's L2 are then handed out; each
+// finished tile goes to the epilogue, which adds a bias, stores, sums columns, whatever the caller wants:
+//
+//   epilogue(tile, row, col, rows, cols)     Tile<C>&; only the first rows x cols of its elements exist
+//
+// An element is one chain of fma in order of k (of chains of kMaxDepth, added in order, beyond that), however
+// the blocks are cut. The tiles of one block (kBlockRows x kBlockCols, both aligned) come to the epilogue
+// from one thread, column of tiles by column of tiles, rows ascending: partial sums by row / kBlockRows or by
+// col / kBlockCols need no locks and are the same bits for every thread count.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/microkernel.h"
+#include "cpu/pack.h"
+#include "cpu/parallel.h"
+#include "cpu/workspace.h"
+
+namespace glm::cpu::GLM_ISA {
+
+template <class C>
+using GemmTile = Tile<C, kTileRows, kTileVectors>;
+template <class C>
+inline constexpr int kTileCols = kTileVectors * kLanes<C>;
+
+inline constexpr int64_t kBlockRows = 192;  // of every tile height; x kDepthBlock: an L2-resident block of a
+template <class C>
+inline constexpr int64_t kBlockCols = 16 * kTileCols<C>;
+inline constexpr int64_t kDepthBlock = 256;              // x kTileCols: a panel of b that stays in L1
+inline constexpr int64_t kMaxDepth = 4096;               // packed at a time
+inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // elements of an operand that are packed at a time
+inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
+static_assert(kBlockRows % kTileRows == 0);
+
+// tile += a b; both panels packed, `depth` long.
+template <class C>
+[[gnu::noinline]] void multiply_tile(int64_t depth, const C* a, const C* b, GemmTile<C>& tile) {
+  tile.accumulate(depth, a, 1, kTileRows, b, kTileCols<C>);
+}
+
+// A block of C: panels of a and b with `depth` of k. `tiles` keeps its sums between slices of the depth, and
+// from one call to the next: `first` starts them, `last` finishes them.
+template <class C, class Epilogue>
+void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t depth, const C* a,
+                    const C* b, GemmTile<C>* tiles, bool first, bool last, const Epilogue& epilogue) {
+  const int64_t slices = std::max<int64_t>(ceil_div(depth, kDepthBlock), 1);
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    const int64_t k = slice * kDepthBlock, count = std::min(kDepthBlock, depth - k);
+    GemmTile<C>* tile = tiles;
+    for (int64_t j = 0; j < cols; j += kTileCols<C>) {
+      for (int64_t i = 0; i < rows; i += kTileRows, ++tile) {
+        if (first && slice == 0) tile->clear();
+        multiply_tile<C>(count, a + i * depth + k * kTileRows, b + j * depth + k * kTileCols<C>, *tile);
+        if (last && slice == slices - 1)
+          epilogue(*tile, row0 + i, col0 + j, static_cast<int>(std::min<int64_t>(kTileRows, rows - i)),
+                   static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j)));
+      }
+    }
+  }
+}
+
+// Equal parts, each a multiple of `unit` and at most about `limit`.
+inline int64_t part_size(int64_t size, int64_t limit, int64_t unit) {
+  const int64_t parts = std::max<int64_t>(ceil_div(size, std::max(limit / unit * unit, unit)), 1);
+  return ceil_div(ceil_div(size, parts), unit) * unit;
+}
+
+template <class C, class A, class B, class Epilogue>
+void gemm(int64_t rows, int64_t cols, int64_t depth, const A& a, const B& b, const Epilogue& epilogue,
+          int threads) {
+  if (rows <= 0 || cols <= 0) return;
+  constexpr int64_t kTilesPerBlock = kBlockRows / kTileRows * (kBlockCols<C> / kTileCols<C>);
+  constexpr int64_t kRowRun = kPackRun / kTileRows, kColRun = kPackRun / kTileCols<C>;  // panels
+  const int64_t depth_part = depth <= kMaxDepth ? std::max<int64_t>(depth, 1) : kMaxDepth / 2;
+  const int64_t row_part = part_size(rows, kPackedMax / depth_part, kBlockRows);
+  const int64_t col_part = part_size(cols, kPackedMax / depth_part, kBlockCols<C>);
+  const bool one_pass = depth <= depth_part;
+
+  for (int64_t col0 = 0; col0 < cols; col0 += col_part) {
+    const int64_t part_cols = std::min(col_part, cols - col0);
+    for (int64_t row0 = 0; row0 < rows; row0 += row_part) {
+      const int64_t part_rows = std::min(row_part, rows - row0);
+      const int64_t row_blocks = ceil_div(part_rows, kBlockRows),
+                    col_blocks = ceil_div(part_cols, kBlockCols<C>);
+      GemmTile<C>* sums =
+          one_pass ? nullptr : workspace<GemmTile<C>>(Slot::sums, row_blocks * col_blocks * kTilesPerBlock);
+      int64_t k0 = 0;
+      do {
+        const int64_t part_depth = std::min(depth_part, depth - k0);
+        const int64_t row_panels = ceil_div(part_rows, kTileRows),
+                      col_panels = ceil_div(part_cols, kTileCols<C>);
+        C* packed_a = workspace<C>(Slot::lhs, row_panels * kTileRows * part_depth);
+        C* packed_b = workspace<C>(Slot::rhs, col_panels * kTileCols<C> * part_depth);
+        const int64_t row_tasks = ceil_div(row_panels, kRowRun);
+        // b is packed with the first rows only, when the whole depth is.
+        const int64_t col_tasks = one_pass && row0 > 0 ? 0 : ceil_div(col_panels, kColRun);
+        parallel_for(row_tasks + col_tasks, threads, [&](int64_t task) {
+          if (task < row_tasks) {
+            pack_panels<C, kTileRows>(a, row0, part_rows, task * kRowRun, kRowRun, k0, part_depth, packed_a);
+          } else {
+            pack_panels<C, kTileCols<C>>(b, col0, part_cols, (task - row_tasks) * kColRun, kColRun, k0,
+                                         part_depth, packed_b);
+          }
+        });
+        parallel_for(row_blocks * col_blocks, threads, [&](int64_t task) {
+          const int64_t i = task / col_blocks * kBlockRows, j = task % col_blocks * kBlockCols<C>;
+          GemmTile<C>* tiles =
+              one_pass ? workspace<GemmTile<C>>(Slot::tiles, kTilesPerBlock) : sums + task * kTilesPerBlock;
+          multiply_block<C>(row0 + i, std::min(kBlockRows, part_rows - i), col0 + j,
+                            std::min(kBlockCols<C>, part_cols - j), part_depth, packed_a + i * part_depth,
+                            packed_b + j * part_depth, tiles, k0 == 0, k0 + part_depth >= depth, epilogue);
+        });
+        k0 += part_depth;
+      } while (k0 < depth);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ epilogues
+
+// Calls body(r, c, vector&, count) for the vectors of the tile that exist: row r, columns [c, c + count).
+template <class C, class Body>
+GLM_INLINE void for_tile(GemmTile<C>& tile, int rows, int cols, const Body& body) {
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v * kLanes<C> < cols; ++v)
+      body(r, v * kLanes<C>, tile.at[r][v], std::min(kLanes<C>, cols - v * kLanes<C>));
+  }
+}
+
+// out = C, out = C + bias, or out += C.
+template <class T>
+struct Store {
+  T* out;
+  int64_t row_stride;
+  const T* bias = nullptr;  // [cols]
+  bool add = false;
+
+  GLM_INLINE void operator()(GemmTile<Compute<T>>& tile, int64_t row, int64_t col, int rows, int cols) const {
+    for_tile<Compute<T>>(tile, rows, cols, [&](int r, int c, auto& v, int count) {
+      T* p = out + (row + r) * row_stride + col + c;
+      if (bias) v += load_as_some(bias + col + c, count);
+      if (add) v += load_as_some(p, count);
+      store_as_some(p, v, count);
+    });
+  }
+};
+
+}  // namespace glm::cpu::GLM_ISA

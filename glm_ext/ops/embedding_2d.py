@@ -1,0 +1,232 @@
+"""GLM's input layer: the sum of a token's vector and those of its two positions, with dropout, in one pass."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm_ext import _C
+from glm_ext.ops._arguments import (
+    check_floating,
+    check_integer,
+    check_like,
+    check_probability,
+    check_shape,
+)
+from glm_ext.ops._library import (
+    autocast_dtype,
+    draw_seed,
+    first_order_only,
+    register,
+    seed_value,
+    watched,
+)
+
+IDS = ("tokens", "positions", "block_positions")
+TABLES = ("token_table", "position_table", "block_table")
+
+
+def embedding_2d(
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    block_table: Tensor,
+    *,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    r"""Embed tokens with two positions each: the place in Part A, and the place inside the span.
+
+    .. math:: out = dropout(token\_table[tokens] + position\_table[positions] + block\_table[block\_positions])
+
+    (Du et al., "GLM", arXiv 2103.10360, section 2.1). The gradients of the tables are dense, each row the sum of its places
+    in their order: the same bits on every run, however often an id comes.
+
+    Args:
+        tokens, positions, block_positions: ids, all of one shape ``[...]``; int64, or int32 (converted).
+        token_table: ``[V, E]``, float32, float64, bfloat16 or float16.
+        position_table, block_table: ``[P, E]`` and ``[P', E]``, in the dtype of ``token_table``.
+        dropout_p: probability that an element of the sum is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``.
+            The mask is drawn from torch's default generator and never stored.
+
+    Returns:
+        ``[..., E]`` in the dtype of the tables. Sums are taken in float32 (float64 for float64) and rounded once. Under
+        autocast tables of different dtypes are promoted to the widest, as torch's own sum would be.
+
+    Raises:
+        IndexError: an id outside its table, naming the first one.
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> table = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    >>> embedding_2d(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([0, 0]), table, table, table)
+    tensor([[2., 5.],
+            [2., 5.]])
+    """
+    check_floating("token_table", token_table)
+    check_probability("dropout_p", dropout_p)
+    if autocast_dtype(token_table.device.type) is not None:
+        token_table, position_table, block_table = _promote(token_table, position_table, block_table)
+    ids, tables = (tokens, positions, block_positions), (token_table, position_table, block_table)
+    for name, index in zip(IDS, ids, strict=True):
+        check_integer(name, index, token_table.device)
+    for name, table in zip(TABLES[1:], tables[1:], strict=True):
+        check_like(name, table, "token_table", token_table)
+    check_shape("token_table", token_table, (-1, -1), "V, E")
+    if token_table.shape[1] == 0:
+        raise ValueError(f"token_table: expected [V, E] with E >= 1, got {list(token_table.shape)}")
+    check_shape("position_table", position_table, (-1, token_table.shape[1]), "P, E")
+    check_shape("block_table", block_table, (-1, token_table.shape[1]), "P', E")
+    check_shape("positions", positions, tokens.shape, "as tokens")
+    check_shape("block_positions", block_positions, tokens.shape, "as tokens")
+
+    seed = draw_seed(dropout_p)
+    if watched(*ids, *tables):
+        return torch.ops.glm_ext.embedding_2d(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
+    return _Embedding2D.apply(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _promote(*tables: Tensor) -> tuple[Tensor, ...]:
+    dtype = functools.reduce(torch.promote_types, (table.dtype for table in tables))
+    return tuple(table.to(dtype) for table in tables)
+
+
+def _forward(
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    block_table: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    ids = [index.to(torch.int64).contiguous() for index in (tokens, positions, block_positions)]
+    tables = [table.contiguous() for table in (token_table, position_table, block_table)]
+    out = _forward_fake(tokens, positions, block_positions, *tables, seed, dropout_p)
+    fault = _C.embedding_2d_forward(*ids, *tables, out, dropout_p, seed_value(seed), torch.get_num_threads())
+    if fault is not None:
+        _raise_out_of_range(fault, ids, [table.shape[0] for table in tables])
+    return out
+
+
+def _forward_fake(
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    block_table: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    return token_table.new_empty((*tokens.shape, token_table.shape[1]))
+
+
+def _backward(
+    grad: Tensor,
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    table_rows: list[int],
+    wanted: list[bool],
+) -> list[Tensor]:
+    """The gradients of the wanted tables, in order."""
+    ids = [index.to(torch.int64).contiguous() for index in (tokens, positions, block_positions)]
+    grads = _backward_fake(grad, tokens, positions, block_positions, seed, dropout_p, table_rows, wanted)
+    given = iter(grads)
+    rows, width = tokens.numel(), grad.shape[-1]
+    order = ids[0].new_empty((3, rows))
+    first = ids[0].new_empty(sum(table_rows) + 2 * 3)
+    sums = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    pieces = grad.new_empty((rows // _C.embedding_2d_piece_rows, width), dtype=sums)
+    fault = _C.embedding_2d_backward(
+        grad.contiguous(), *ids, *table_rows, *(next(given) if want else None for want in wanted), order, first, pieces,
+        dropout_p, seed_value(seed), torch.get_num_threads(),
+    )  # fmt: skip
+    if fault is not None:
+        _raise_out_of_range(fault, ids, table_rows)
+    return grads
+
+
+def _backward_fake(
+    grad: Tensor,
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    table_rows: list[int],
+    wanted: list[bool],
+) -> list[Tensor]:
+    width = grad.shape[-1]
+    return [grad.new_empty((rows, width)) for rows, want in zip(table_rows, wanted, strict=True) if want]
+
+
+def _raise_out_of_range(fault: tuple[int, int], ids: list[Tensor], table_rows: list[int]) -> None:
+    which, row = fault
+    index = ids[which]
+    value = int(index.flatten()[row])
+    place = [int(i) for i in torch.unravel_index(torch.tensor(row), index.shape)]
+    raise IndexError(
+        f"{IDS[which]}: expected ids from 0 to {table_rows[which] - 1}, the last row of {TABLES[which]}, "
+        f"got {value} at {place}"
+    )
+
+
+class _Embedding2D(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out = _forward(*inputs)
+        _setup_context(ctx, inputs, out)
+        return out
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(_backward, ctx, grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *ids_and_tables, seed, ctx.dropout_p = inputs
+    ctx.table_rows = [table.shape[0] for table in ids_and_tables[3:]]
+    ctx.save_for_backward(*ids_and_tables[:3], seed)
+
+
+def _gradients(backward: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[3:6])
+    grads = iter(backward(grad, *ctx.saved_tensors, ctx.dropout_p, ctx.table_rows, wanted))
+    return (None, None, None, *(next(grads) if want else None for want in wanted), None, None)
+
+
+# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+
+
+def _autocast(device: str, *args: Any) -> tuple[Any, ...]:
+    return (*args[:3], *_promote(*args[3:6]), *args[6:])
+
+
+@first_order_only
+def _registered_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(torch.ops.glm_ext.embedding_2d_backward, ctx, grad)
+
+
+register(
+    "embedding_2d(Tensor tokens, Tensor positions, Tensor block_positions, Tensor token_table, Tensor position_table, "
+    "Tensor block_table, Tensor? seed, float dropout_p) -> Tensor",
+    _forward,
+    _forward_fake,
+    autocast=_autocast,
+)
+register(
+    "embedding_2d_backward(Tensor grad, Tensor tokens, Tensor positions, Tensor block_positions, Tensor? seed, "
+    "float dropout_p, SymInt[3] table_rows, bool[3] wanted) -> Tensor[]",
+    _backward,
+    _backward_fake,
+)
+torch.library.register_autograd("glm_ext::embedding_2d", _registered_backward, setup_context=_setup_context)

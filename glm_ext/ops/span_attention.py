@@ -1,0 +1,270 @@
+"""Attention under GLM's mask: a prefix that sees itself both ways, then keys up to one's own place. No mask tensor exists."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from glm_ext import _C
+from glm_ext.ops._arguments import check_floating, check_like, check_lengths, check_probability, check_shape
+from glm_ext.ops._library import (
+    autocast_dtype,
+    cast_for_autocast,
+    draw_seed,
+    first_order_only,
+    register,
+    seed_value,
+    watched,
+)
+
+Lengths: TypeAlias = int | Tensor  # one for the whole batch, or an int tensor [B]
+
+
+def span_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_len: Lengths,
+    seq_len: Lengths | None = None,
+    *,
+    start: Lengths | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Softmax attention in which each query sees one interval of keys.
+
+    .. math:: out = dropout(softmax(scale \; Q K^T)) \, V
+
+    Row ``i`` stands at place ``r = seq_len - S + i`` when S < T (decoding with a cache), else at ``i``, and sees the
+    keys ``start <= j < min(seq_len, max(prefix_len, r + 1))`` (Du et al., "GLM", 2022, section 2.1). So
+    ``prefix_len=0`` is causal attention, ``prefix_len=T`` is full attention. Keys that no row sees are never read.
+
+    Args:
+        query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256.
+        key, value: ``[B, Hkv, T, D]`` where Hkv divides H: query head ``h`` reads head ``h // (H / Hkv)``. All three
+            may have any strides as long as the last dimension is contiguous: a packed QKV projection is read in place.
+        prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T].
+        seq_len: keys at and after this are padding; T by default.
+        start: keys before this are padding; 0 by default.
+        dropout_p: probability that a softmax weight is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``. The
+            mask is drawn from torch's default generator and never stored.
+        scale: of the scores; ``D ** -0.5`` by default.
+        return_lse: also return the log-sum-exp of the scaled scores, ``[B, H, S]`` in float32 (float64 for float64);
+            it is differentiable.
+
+    Returns:
+        ``[B, H, S, D]`` in the dtype of ``query``, a transpose of contiguous memory ``[B, S, H, D]``, so that joining
+        the heads costs nothing. Rows that see nothing give 0, lse -inf and zero gradients.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> q, k, v = torch.randn(3, 1, 2, 4, 8, dtype=torch.float64)
+    >>> out = span_attention(q, k, v, prefix_len=1)
+    >>> torch.allclose(out[:, :, 0], v[:, :, 0])  # the first row sees one key: its value passes unchanged
+    True
+    >>> full = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    >>> torch.allclose(span_attention(q, k, v, prefix_len=4), full)
+    True
+    """
+    check_floating("query", query)
+    check_probability("dropout_p", dropout_p)
+    query, key, value = cast_for_autocast(autocast_dtype(query.device.type), query, key, value)
+    check_heads(query, key, value, 4, "B, Hkv, T, D")
+    batch, keys = query.shape[0], key.shape[2]
+    check_shape("key", key, (batch, -1, -1, query.shape[3]), "B, Hkv, T, D")
+    prefix = check_lengths("prefix_len", prefix_len, batch, keys, query.device)
+    length = None if seq_len is None else check_lengths("seq_len", seq_len, batch, keys, query.device)
+    first = None if start is None else check_lengths("start", start, batch, keys, query.device)
+
+    seed = draw_seed(dropout_p)
+    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+    arguments = (query, key, value, prefix, length, first, None, seed, scale, dropout_p)
+    return attend(arguments, return_lse)
+
+
+def check_heads(query: Tensor, key: Tensor, value: Tensor, rank: int, axes: str) -> None:
+    """What the dense and the packed op ask of their three tensors: dtype, layout, head counts."""
+    check_like("key", key, "query", query)
+    check_like("value", value, "query", query)
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != rank:
+            wanted = axes.replace("Hkv, T", "H, S").replace("Hkv", "H") if name == "query" else axes
+            raise ValueError(f"{name}: expected {rank} dimensions ({wanted}), got shape {list(tensor.shape)}")
+    width, heads, kv_heads = query.shape[-1], query.shape[1], key.shape[1]
+    if not 1 <= width <= 256:
+        raise ValueError(f"query: expected a head dimension D in [1, 256], got {width}")
+    if kv_heads == 0 or heads % kv_heads != 0:
+        raise ValueError(f"key: expected a head count that divides the {heads} heads of query, got {kv_heads}")
+    check_shape("value", value, key.shape, "as key")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.stride(-1) != 1 and width > 1 and tensor.numel() > 0:
+            raise ValueError(
+                f"{name}: expected a contiguous last dimension (stride 1), got stride {tensor.stride(-1)}; "
+                f"call {name}.contiguous()"
+            )
+
+
+def attend(arguments: tuple[Any, ...], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the op, by the short path where nothing watches."""
+    if watched(*arguments[:7]):
+        out, lse = torch.ops.glm_ext.span_attention(*arguments)
+    else:
+        out, lse = _SpanAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+    return (out, lse) if return_lse else out
+
+
+# The registered op serves both: with cu_seqlens, query is [N, H, D], and the lse [H, N].
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_len: Tensor,
+    seq_len: Tensor | None,
+    start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    out, lse = _forward_fake(query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p)
+    _C.span_attention_forward(
+        query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse,
+        scale, dropout_p, seed_value(seed), torch.get_num_threads(),
+    )  # fmt: skip
+    return out, lse
+
+
+def _forward_fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_len: Tensor,
+    seq_len: Tensor | None,
+    start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
+    if cu_seqlens is not None:
+        N, H, _ = query.shape
+        return query.new_empty(query.shape), query.new_empty((H, N), dtype=statistics)
+    return _heads_last(query), query.new_empty(query.shape[:3], dtype=statistics)
+
+
+def _heads_last(x: Tensor) -> Tensor:
+    """A new [B, H, S, D] that lies in memory as [B, S, H, D]."""
+    B, H, S, D = x.shape
+    return x.new_empty((B, S, H, D)).transpose(1, 2)
+
+
+def _backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_len: Tensor,
+    seq_len: Tensor | None,
+    start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    grads = _backward_fake(
+        grad_out, grad_lse, query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, seed, scale, dropout_p
+    )
+    _C.span_attention_backward(
+        query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, grad_out, grad_lse, *grads,
+        scale, dropout_p, seed_value(seed), torch.get_num_threads(),
+    )  # fmt: skip
+    return grads
+
+
+def _backward_fake(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_len: Tensor,
+    seq_len: Tensor | None,
+    start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if cu_seqlens is not None:
+        return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+    return _heads_last(query), _heads_last(key), _heads_last(value)
+
+
+class _SpanAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _forward(*arguments)
+        _setup_context(ctx, arguments, (out, lse))
+        return out, lse
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradients(_backward, ctx, grad_out, grad_lse)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, seed, ctx.scale, ctx.dropout_p = inputs
+    ctx.save_for_backward(*tensors, *output, seed)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(backward: Any, ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None and grad_lse is None:
+        return (None,) * 10
+    if grad_out is None:
+        grad_out = torch.zeros_like(ctx.saved_tensors[7])
+    grads = backward(grad_out, grad_lse, *ctx.saved_tensors, ctx.scale, ctx.dropout_p)
+    return (*grads, None, None, None, None, None, None, None)
+
+
+# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+
+
+def _autocast(device: str, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Any, ...]:
+    return (*cast_for_autocast(autocast_dtype(device), query, key, value), *rest)
+
+
+def _registered_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _gradients(torch.ops.glm_ext.span_attention_backward, ctx, grad_out, grad_lse)
+
+
+register(
+    "span_attention(Tensor query, Tensor key, Tensor value, Tensor prefix_len, Tensor? seq_len, Tensor? start, "
+    "Tensor? cu_seqlens, Tensor? seed, float scale, float dropout_p) -> (Tensor out, Tensor lse)",
+    _forward,
+    _forward_fake,
+    autocast=_autocast,
+)
+register(
+    "span_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
+    "Tensor prefix_len, Tensor? seq_len, Tensor? start, Tensor? cu_seqlens, Tensor out, Tensor lse, Tensor? seed, "
+    "float scale, float dropout_p) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+torch.library.register_autograd("glm_ext::span_attention", _registered_backward, setup_context=_setup_context)

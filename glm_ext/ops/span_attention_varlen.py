@@ -1,0 +1,64 @@
+"""`span_attention` on sequences packed end to end: no padding is computed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glm_ext.ops._arguments import check_floating, check_integer, check_lengths, check_probability, check_shape
+from glm_ext.ops._library import autocast_dtype, cast_for_autocast, draw_seed
+from glm_ext.ops.span_attention import Lengths, attend, check_heads
+
+
+def span_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    prefix_len: Lengths,
+    *,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""`span_attention` within each of B sequences that lie one after the other in N rows.
+
+    Row ``i`` of a sequence sees its keys ``0 <= j < max(prefix_len, i + 1)``.
+
+    Args:
+        query: ``[N, H, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256.
+        key, value: ``[N, Hkv, D]`` where Hkv divides H. Any strides with a contiguous last dimension.
+        cu_seqlens: int tensor ``[B + 1]``: sequence b is rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. Starts at 0,
+            never falls, ends at N or below.
+        prefix_len: an int or an int tensor ``[B]``, at most the length of its sequence.
+        dropout_p, scale: as in `span_attention`. The mask counts rows and columns within the sequence, so that a
+            packed and a padded batch drop the same elements.
+        return_lse: also return the log-sum-exp of the scaled scores, ``[H, N]``.
+
+    Returns:
+        ``[N, H, D]`` in the dtype of ``query``. Rows past ``cu_seqlens[-1]`` give 0, lse -inf and zero gradients.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> x = torch.randn(5, 2, 8, dtype=torch.float64)
+    >>> packed = span_attention_varlen(x, x, x, torch.tensor([0, 2, 5]), prefix_len=torch.tensor([1, 2]))
+    >>> second = x[2:].transpose(0, 1)[None]
+    >>> from glm_ext.ops import span_attention
+    >>> torch.allclose(packed[2:], span_attention(second, second, second, prefix_len=2)[0].transpose(0, 1))
+    True
+    """
+    check_floating("query", query)
+    check_probability("dropout_p", dropout_p)
+    query, key, value = cast_for_autocast(autocast_dtype(query.device.type), query, key, value)
+    check_heads(query, key, value, 3, "N, Hkv, D")
+    check_shape("key", key, (query.shape[0], -1, query.shape[2]), "N, Hkv, D")
+    check_integer("cu_seqlens", cu_seqlens, query.device)
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens: expected shape [B + 1], got {list(cu_seqlens.shape)}")
+    batch = cu_seqlens.shape[0] - 1
+    prefix = check_lengths("prefix_len", prefix_len, batch, query.shape[0], query.device)
+
+    seed = draw_seed(dropout_p)
+    scale = query.shape[2] ** -0.5 if scale is None else float(scale)
+    bounds = cu_seqlens.long().contiguous()
+    return attend((query, key, value, prefix, None, None, bounds, seed, scale, dropout_p), return_lse)
