@@ -7,7 +7,6 @@
 
 #include "core/dispatch.h"
 #include "cpu/declarations.h"
-#include "cpu/pages.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
@@ -103,6 +102,16 @@ void sum_rows(const Embedding2DBackward& p, const RowDropout& dropout, const int
   }
 }
 
+template <class T>
+void sum_pieces(const Compute<T>* pieces, int64_t count, int64_t width, T* out) {
+  using C = Compute<T>;
+  for_columns<C>(0, width, [&](int64_t e, int lanes) {
+    Vec<C> sum = {};
+    for (int64_t i = 0; i < count; ++i) sum += load_some(pieces + i * width + e, lanes);
+    store_some(out + e, sum, lanes);
+  });
+}
+
 template <class T, bool kDropout>
 void backward_table(const Embedding2DBackward& p, const RowDropout& dropout, const EmbeddingLookup& lookup,
                     const Sorted& sorted) {
@@ -116,26 +125,17 @@ void backward_table(const Embedding2DBackward& p, const RowDropout& dropout, con
                             pieces + slot * width);
   });
 
-  const auto grad_row = [&](int64_t v) {
-    const int64_t begin = sorted.first[v], count = sorted.first[v + 1] - begin;
-    T* out = static_cast<T*>(lookup.table) + v * width;
-    if (count == 0) {
-      std::memset(static_cast<void*>(out), 0, static_cast<size_t>(width) * sizeof(T));
-    } else if (Sorted::pieces(count) == 0) {
-      sum_rows<T, kDropout>(p, dropout, sorted.order + begin, count, out);
-    } else {
-      const C* first = pieces + begin / kEmbeddingPieceRows * width;
-      for_columns<C>(0, width, [&](int64_t e, int lanes) {
-        Vec<C> sum = {};
-        for (int64_t i = 0; i < Sorted::pieces(count); ++i) sum += load_some(first + i * width + e, lanes);
-        store_some(out + e, sum, lanes);
-      });
-    }
-  };
-  prefer_huge_pages(lookup.table, static_cast<size_t>(lookup.table_rows * width) * sizeof(T));
   parallel_for(ceil_div(lookup.table_rows, kRowsPerTask), p.threads, [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kRowsPerTask, lookup.table_rows);
-    for (int64_t v = task * kRowsPerTask; v < end; ++v) grad_row(v);
+    for (int64_t v = task * kRowsPerTask; v < end; ++v) {
+      const int64_t begin = sorted.first[v], count = sorted.first[v + 1] - begin;
+      T* out = static_cast<T*>(lookup.table) + v * width;
+      if (Sorted::pieces(count) > 0) {
+        sum_pieces(pieces + begin / kEmbeddingPieceRows * width, Sorted::pieces(count), width, out);
+      } else if (count > 0) {  // else it is zero already
+        sum_rows<T, kDropout>(p, dropout, sorted.order + begin, count, out);
+      }
+    }
   });
 }
 
@@ -147,7 +147,6 @@ EmbeddingFault embedding_2d_forward(const Embedding2DForward& p) {
   const RowDropout dropout(p.dropout);
   visit_floating(p.dtype, [&]<class T>(Type<T>) {
     visit_bool(p.dropout.active(), [&](auto has_dropout) {
-      prefer_huge_pages(p.out, static_cast<size_t>(p.rows * p.width) * sizeof(T));
       parallel_for(ceil_div(p.rows, kRowsPerTask), p.threads, [&](int64_t task) {
         const int64_t end = std::min((task + 1) * kRowsPerTask, p.rows);
         for (int64_t n = task * kRowsPerTask; n < end; ++n) forward_row<T, has_dropout.value>(p, dropout, n);
