@@ -29,4 +29,9 @@ bool rows_are_aligned(int64_t width, const Pointers*... pointers) {
   return width * static_cast<int64_t>(sizeof(T)) % 16 == 0 && (aligned(pointers) && ...);
 }
 
+// Blocks of a grid that covers `work` items.
+inline unsigned blocks_for(int64_t work, int64_t per_block) {
+  return static_cast<unsigned>((work + per_block - 1) / per_block);
+}
+
 }  // namespace glm::cuda

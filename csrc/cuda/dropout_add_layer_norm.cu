@@ -134,6 +134,7 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
   const int64_t begin = part * p.rows / parts, end = (part + 1) * p.rows / parts;
   float* weight_out = static_cast<float*>(p.workspace) + part * 2 * p.width;
   float* bias_out = weight_out + p.width;
+  const bool has_sums = p.grad_weight != nullptr;
 
   constexpr int kHeld = kFast ? kTiles : 1;
   float dy[kHeld][kLaneColumns], xhat[kHeld][kLaneColumns];
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
       load(i, first);
       load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
       if constexpr (!kFast) {  // a wide row is alone in its block: its sums live in the workspace
-        if (n > begin) {
+        if (n > begin && has_sums) {
           load_tile<1>(sums[0][i], weight_out, first, width, team.lane);
           load_tile<1>(sums[1][i], bias_out, first, width, team.lane);
         } else {
@@ -173,7 +174,7 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
         sums[0][i][k] = fmaf(dy[i][k], xhat[i][k], sums[0][i][k]);
         sums[1][i][k] += dy[i][k];
       }
-      if constexpr (!kFast) {
+      if (!kFast && has_sums) {
         store_tile<1>(weight_out, sums[0][i], first, width, team.lane);
         store_tile<1>(bias_out, sums[1][i], first, width, team.lane);
       }
@@ -197,16 +198,19 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
         for (int k = 0; k < kLaneColumns; ++k) grad[k] += stream[k];
       }
       float to_x[kLaneColumns];
-      const uint32_t bits = dropout.active ? keep_bits<kPer>(dropout, n, first, team.lane) : 0u;
+      const uint32_t bits =
+          dropout.active && p.grad_x != nullptr ? keep_bits<kPer>(dropout, n, first, team.lane) : 0u;
 #pragma unroll
       for (int k = 0; k < kLaneColumns; ++k)
         to_x[k] = dropout.active ? dropped(grad[k], bits, k, dropout.scale) : grad[k];
-      store_tile<kPer>(static_cast<T*>(p.grad_residual) + n * p.width, grad, first, width, team.lane);
-      store_tile<kPer>(static_cast<T*>(p.grad_x) + n * p.width, to_x, first, width, team.lane);
+      if (p.grad_residual != nullptr)
+        store_tile<kPer>(static_cast<T*>(p.grad_residual) + n * p.width, grad, first, width, team.lane);
+      if (p.grad_x != nullptr)
+        store_tile<kPer>(static_cast<T*>(p.grad_x) + n * p.width, to_x, first, width, team.lane);
     });
   }
 
-  if constexpr (kFast) {
+  if (kFast && has_sums) {
     if (shape.teams > 1) {
       const int thread = static_cast<int>(threadIdx.x);
       const auto sum_at = [&](int s) -> float& {
@@ -253,10 +257,6 @@ __global__ void __launch_bounds__(CombineTraits::kWarps* kWarp)
   store_global(grad, narrow<T>(sum));
 }
 
-unsigned blocks(int64_t work, int64_t per_block) {
-  return static_cast<unsigned>((work + per_block - 1) / per_block);
-}
-
 }  // namespace
 
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& p, cudaStream_t stream) {
@@ -267,7 +267,7 @@ void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& p, cudaStr
         p.width, ForwardTraits::kTiles,
         rows_are_aligned<T>(p.width, p.x, p.residual, p.weight, p.bias, p.normed, p.new_residual));
     visit_bool(shape.fast, [&](auto fast) {
-      launch(forward_kernel<T, fast.value>, dim3{blocks(p.rows, shape.teams), 1, 1},
+      launch(forward_kernel<T, fast.value>, dim3{blocks_for(p.rows, shape.teams), 1, 1},
              dim3{shape.threads(), 1, 1}, sizeof(ForwardTraits::Shared), stream, p, dropout, shape);
     });
   });
@@ -286,7 +286,8 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& p, cudaS
                dim3{shape.threads(), 1, 1}, sizeof(BackwardTraits::Shared), stream, p, dropout, shape, parts);
       });
     }
-    launch(combine_kernel<T>, dim3{blocks(2 * p.width, CombineTraits::kColumns), 1, 1},
+    if (p.grad_weight == nullptr) return;
+    launch(combine_kernel<T>, dim3{blocks_for(2 * p.width, CombineTraits::kColumns), 1, 1},
            dim3{CombineTraits::kWarps * kWarp, 1, 1}, sizeof(CombineTraits::Shared), stream, p, parts);
   });
 }

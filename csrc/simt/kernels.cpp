@@ -7,10 +7,12 @@
 namespace glm::cpu {
 namespace {
 
-template <class Params, void (*kOp)(const Params&, cudaStream_t)>
-void run(const Params& params) {
-  kOp(params, nullptr);
-}
+template <auto kOp>
+struct OnHost;
+template <class Result, class Params, Result (*kOp)(const Params&, cudaStream_t)>
+struct OnHost<kOp> {
+  static Result run(const Params& params) { return kOp(params, nullptr); }
+};
 
 }  // namespace
 
@@ -18,9 +20,13 @@ const Kernels& kernels() {
   static const Kernels table = {
       .isa = "simt",
       .fma_peak = nullptr,
-      .dropout_add_layer_norm_forward = run<DropoutAddLayerNormForward, cuda::dropout_add_layer_norm_forward>,
-      .dropout_add_layer_norm_backward =
-          run<DropoutAddLayerNormBackward, cuda::dropout_add_layer_norm_backward>,
+      .dropout_add_layer_norm_forward = OnHost<cuda::dropout_add_layer_norm_forward>::run,
+      .dropout_add_layer_norm_backward = OnHost<cuda::dropout_add_layer_norm_backward>::run,
+      .embedding_2d_forward =
+          [](const Embedding2DForward& params) {
+            cuda::embedding_2d_forward(params, nullptr);
+            return EmbeddingFault{};  // on a GPU a fault is a row of NaN
+          },
   };
   return table;
 }

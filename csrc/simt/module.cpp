@@ -48,6 +48,7 @@ PYBIND11_MODULE(glm_ext_simt, m) {
       "What memory accesses cost since the last call, by line of source.");
 
   glm::register_dropout_add_layer_norm(m);
+  glm::register_embedding_2d(m);
 
   py::module_ testing = m.def_submodule("testing");
   glm::cuda::testing::bind(testing);

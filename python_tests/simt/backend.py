@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which thread goes on, and when a cp.async lands. A right kernel gives the same bits under all of them."""
+    """Which thread goes on, and when a cp.async lands. A right kernel gives the same bits under all."""
 
     order: str
     seed: int = 0
@@ -33,7 +33,7 @@ SCHEDULES = [Schedule(*order, deferred) for order, deferred in itertools.product
 
 
 class Simt:
-    """glm_ext_simt as a stand-in for glm_ext._C: declares the storage of a call's tensors, and runs it as configured."""
+    """glm_ext_simt as a stand-in for glm_ext._C; a call's kernels may touch its tensors' storage only."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
@@ -59,7 +59,7 @@ class Simt:
 
     @contextmanager
     def in_place_of_C(self, *ops: Callable[..., Any]) -> Iterator[None]:
-        """Inside, these public functions run on CUDA kernels; fresh tensors hold NaN until they are written."""
+        """Inside, these functions run on CUDA kernels, and fresh tensors hold NaN until they are written."""
         with ExitStack() as stack:
             for op in ops:
                 stack.enter_context(mock.patch.object(sys.modules[op.__module__], "_C", self))

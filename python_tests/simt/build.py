@@ -1,4 +1,4 @@
-"""Builds glm_ext_simt, the CUDA kernels compiled for the host, and imports it: the tests run what the sources say now."""
+"""Builds glm_ext_simt, the CUDA kernels compiled for the host, from the sources as they are; imports it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def load_simt() -> ModuleType:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of pytest-xdist build once
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "-DGLM_BUILD_MODULE=OFF",
             "-DGLM_BUILD_SIMT=ON",
             f"-DGLM_SANITIZE={sanitize}",
             f"-DPython_EXECUTABLE={sys.executable}",
@@ -38,7 +39,8 @@ def load_simt() -> ModuleType:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{run.stdout[-4000:]}")
     library = next(build.glob("glm_ext_simt.*.so"))
     spec = importlib.util.spec_from_file_location("glm_ext_simt", library)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,5 +1,5 @@
-"""The host execution finds the mistakes that kernels make: a small matrix product, broken in one way at a time
-(csrc/simt/tests/matmul.cuh). Where a mistake can be found by a check and by a wrong result, both are shown."""
+"""The host execution finds the mistakes that kernels make: a small matrix product, broken in one way at a
+time (csrc/simt/tests/matmul.cuh). Where a check and a wrong result can both find one, both are shown."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_fault_is_an_error(simt: Simt, fault: str, message: str, schedule: Sch
 
 @pytest.mark.parametrize("fault", ["missing_barrier", "weak_wait", "shared_race"])
 def test_a_fault_shows_in_results_too(simt: Simt, fault: str) -> None:
-    """Without the race check, some schedule gives a wrong result; and not every one does: it takes several."""
+    """Without the race check, some schedule gives a wrong result; not every one does: it takes several."""
     wrong = []
     for schedule in SCHEDULES:
         simt.configure(schedule, check_races=False)
@@ -67,15 +67,17 @@ def test_a_fault_shows_in_results_too(simt: Simt, fault: str) -> None:
             wrong.append(schedule)
     assert wrong
     if fault == "missing_barrier":
-        assert EAGER_SKEWED in wrong and not any(s.deferred or s.order == "in_order" for s in wrong)
+        assert EAGER_SKEWED in wrong
+        assert not any(s.deferred or s.order == "in_order" for s in wrong)
     if fault == "weak_wait":
-        assert all(s.deferred for s in wrong) and len(wrong) == len(SCHEDULES) // 2
+        assert wrong == [s for s in SCHEDULES if s.deferred]
 
 
 def test_unwritten_output_stays_nan(simt: Simt) -> None:
     simt.configure(SCHEDULES[0])
     found, _ = matmul(simt, "unwritten_output")
-    assert found[:, -1].isnan().all() and not found[:, :-1].isnan().any()
+    assert found[:, -1].isnan().all()
+    assert not found[:, :-1].isnan().any()
 
 
 def test_bank_conflicts_are_counted(simt: Simt) -> None:
@@ -85,9 +87,7 @@ def test_bank_conflicts_are_counted(simt: Simt) -> None:
         simt.module.take_counts()
         torch.testing.assert_close(*matmul(simt, fault, (32, 16, 64)))
         loads = _ldmatrix_lines(simt)
-        assert len(loads) == 2 and all(
-            c.requests == 2 * 4 * 4 for c in loads[:1]
-        )  # 2 warps, 4 steps, 4 matrices
+        assert [c.requests for c in loads] == [32, 32]  # 2 warps, 4 steps, 4 matrices
         ratios[fault] = [c.cost / c.ideal for c in loads]
     assert ratios["none"] == [1.0, 1.0]
     assert ratios["bank_conflict"] == [2.0, 2.0]
@@ -100,7 +100,7 @@ def _ldmatrix_lines(simt: Simt) -> list[Any]:
 
 
 def test_uncoalesced_accesses_are_counted(simt: Simt) -> None:
-    """Two rows of 16 columns are whole sectors; two of 3 columns are 24 bytes, at times across two sectors."""
+    """Two rows of 16 columns are whole sectors; two of 3 are 24 bytes, at times across two sectors."""
     simt.configure(SCHEDULES[0], count_accesses=True)
     simt.module.take_counts()
     matmul(simt, "none", (32, 16, 16))

@@ -1,0 +1,25 @@
+# Enables the compilers; where the C++ one is missing or too old, one message says what to install (setup.py prints
+# that message alone, and looks for CMake and nvcc itself).
+include(CheckLanguage)
+
+macro(glm_enable_cxx)
+  check_language(CXX)
+  if(NOT CMAKE_CXX_COMPILER)
+    message(FATAL_ERROR "glm_ext needs a C++20 compiler and found none. Install GCC 11 or newer (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++) or Clang 14 or newer, or name one in CXX.")
+  endif()
+  enable_language(CXX)
+  if((CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 11)
+     OR (CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 14))
+    message(FATAL_ERROR "glm_ext needs C++20: GCC 11 or newer, or Clang 14 or newer. ${CMAKE_CXX_COMPILER} is ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}. Install a newer one and name it in CXX, as in CXX=g++-12.")
+  endif()
+  set(CMAKE_CXX_STANDARD 20)
+  set(CMAKE_CXX_STANDARD_REQUIRED ON)
+  set(CMAKE_CXX_EXTENSIONS OFF)
+endmacro()
+
+macro(glm_enable_cuda)
+  set(CMAKE_CUDA_ARCHITECTURES ${GLM_CUDA_ARCHS})
+  enable_language(CUDA)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+endmacro()

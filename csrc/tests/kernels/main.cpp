@@ -1,0 +1,10 @@
+// Every kernel of the table in force against plain loops in double, on small cases. It runs where there is no
+// Python, as under an emulator; GLM_FORCE_ISA picks the table. python_tests holds the long lists of cases.
+#include "cpu/kernels.h"
+#include "tests/kernels/tests.h"
+
+int main() {
+  std::printf("%s\n", glm::cpu::kernels().isa);
+  glm::test::test_dropout_add_layer_norm();
+  return glm::test::finish();
+}
