@@ -4,6 +4,7 @@
 
 #include "ops/dropout_add_layer_norm.h"
 #include "ops/embedding_2d.h"
+#include "ops/span_attention.h"
 
 typedef struct CUstream_st* cudaStream_t;  // as in <cuda_runtime.h>, which includers need not have
 
@@ -12,5 +13,6 @@ namespace glm::cuda {
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward&, cudaStream_t);
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&, cudaStream_t);
 void embedding_2d_forward(const Embedding2DForward&, cudaStream_t);
+void span_attention_forward(const SpanAttentionForward&, cudaStream_t);
 
 }  // namespace glm::cuda

@@ -27,6 +27,7 @@ const Kernels& kernels() {
             cuda::embedding_2d_forward(params, nullptr);
             return EmbeddingFault{};  // on a GPU a fault is a row of NaN
           },
+      .span_attention_forward = OnHost<cuda::span_attention_forward>::run,
   };
   return table;
 }

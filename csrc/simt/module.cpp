@@ -49,6 +49,7 @@ PYBIND11_MODULE(glm_ext_simt, m) {
 
   glm::register_dropout_add_layer_norm(m);
   glm::register_embedding_2d(m);
+  glm::register_span_attention(m);
 
   py::module_ testing = m.def_submodule("testing");
   glm::cuda::testing::bind(testing);

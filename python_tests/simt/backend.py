@@ -58,11 +58,12 @@ class Simt:
         return call
 
     @contextmanager
-    def in_place_of_C(self, *ops: Callable[..., Any]) -> Iterator[None]:
-        """Inside, these functions run on CUDA kernels, and fresh tensors hold NaN until they are written."""
+    def in_place_of_C(self) -> Iterator[None]:
+        """Inside, the ops run on CUDA kernels, and fresh tensors hold NaN until they are written."""
         with ExitStack() as stack:
-            for op in ops:
-                stack.enter_context(mock.patch.object(sys.modules[op.__module__], "_C", self))
+            for name, module in list(sys.modules.items()):
+                if name.startswith("glm_ext.ops.") and hasattr(module, "_C"):
+                    stack.enter_context(mock.patch.object(module, "_C", self))
             stack.enter_context(nan_filled_memory())
             yield
 

@@ -61,7 +61,7 @@ def check_forward(
 ) -> None:
     """As check_op, for an op whose backward has no CUDA kernel."""
     simt.configure(SCHEDULES[0])
-    with simt.in_place_of_C(op):
+    with simt.in_place_of_C():
         ours = _outputs(op, inputs, kwargs)
     composite = _outputs(reference, inputs, kwargs)
     truth = _outputs(reference, [t.double() if t.is_floating_point() else t for t in inputs], kwargs)

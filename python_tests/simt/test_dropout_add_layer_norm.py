@@ -34,7 +34,7 @@ SHAPES = [
 def test_matches_reference(simt: Simt, dtype: torch.dtype, shape: tuple[int, ...], dropout_p: float) -> None:
     inputs = make_inputs(shape, dtype)
     simt.configure(SCHEDULES[0])
-    with simt.in_place_of_C(ops.dropout_add_layer_norm):
+    with simt.in_place_of_C():
         check_op(ops.dropout_add_layer_norm, reference.dropout_add_layer_norm, inputs, dropout_p=dropout_p)
         if shape[-1] < 2000:
             same_under(
@@ -51,7 +51,7 @@ def test_dropout_is_the_cpus(simt: Simt) -> None:
         torch.manual_seed(7)
         _, on_cpu = ops.dropout_add_layer_norm(x, 0 * x, weight, 0 * weight, dropout_p=0.3)
         simt.configure(SCHEDULES[0])
-        with simt.in_place_of_C(ops.dropout_add_layer_norm):
+        with simt.in_place_of_C():
             torch.manual_seed(7)
             _, on_gpu = ops.dropout_add_layer_norm(x, 0 * x, weight, 0 * weight, dropout_p=0.3)
         assert torch.equal(on_cpu, on_gpu)
@@ -60,7 +60,7 @@ def test_dropout_is_the_cpus(simt: Simt) -> None:
 
 def test_has_no_double_precision_on_a_gpu(simt: Simt) -> None:
     with (
-        simt.in_place_of_C(ops.dropout_add_layer_norm),
+        simt.in_place_of_C(),
         pytest.raises(ValueError, match="float32, bfloat16 or float16"),
     ):
         ops.dropout_add_layer_norm(*make_inputs((3, 7), torch.float64))
@@ -72,7 +72,7 @@ def test_memory_accesses(simt: Simt, dtype: torch.dtype) -> None:
     x, residual, weight, bias = make_inputs((40, 1024), dtype)
     simt.configure(SCHEDULES[0], count_accesses=True)
     simt.module.take_counts()
-    with simt.in_place_of_C(ops.dropout_add_layer_norm):
+    with simt.in_place_of_C():
         forward_and_backward(ops.dropout_add_layer_norm, [x, residual, weight, bias], dropout_p=0.1)
     cost, ideal = access_costs(simt)
     assert cost["shared"] == ideal["shared"] > 0

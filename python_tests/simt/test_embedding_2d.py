@@ -37,7 +37,7 @@ def test_same_bits_as_the_cpu_under_every_schedule(simt: Simt, width: int) -> No
         return [ops.embedding_2d(*inputs, dropout_p=0.3)]
 
     on_cpu = run()
-    with simt.in_place_of_C(ops.embedding_2d):
+    with simt.in_place_of_C():
         same_under(simt, NO_COPIES, run)
         on_gpu = run()
     assert torch.equal(on_cpu[0], on_gpu[0])  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def test_an_id_outside_its_table_gives_nan_and_reads_nothing(simt: Simt) -> None
     tokens, positions, block_positions = make_ids((5,), (7, 5, 2))
     tokens[1], positions[2], block_positions[4] = 7, -1, 10**12
     simt.configure(SCHEDULES[0])
-    with simt.in_place_of_C(ops.embedding_2d):
+    with simt.in_place_of_C():
         out = ops.embedding_2d(tokens, positions, block_positions, *make_tables((7, 5, 2), 40), dropout_p=0.5)
     assert out.isnan().all(-1).tolist() == out.isnan().any(-1).tolist() == [False, True, True, False, True]
 
@@ -57,7 +57,7 @@ def test_memory_accesses_are_whole_sectors(simt: Simt, dtype: torch.dtype) -> No
     inputs = [*make_ids((3, 5), (7, 5, 2)), *make_tables((7, 5, 2), 512, dtype)]
     simt.configure(SCHEDULES[0], count_accesses=True)
     simt.module.take_counts()
-    with simt.in_place_of_C(ops.embedding_2d):
+    with simt.in_place_of_C():
         ops.embedding_2d(*inputs, dropout_p=0.1)
     cost, ideal = access_costs(simt)
     assert cost["global"] == ideal["global"] > 0
