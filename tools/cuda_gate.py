@@ -1,10 +1,10 @@
-"""Compiles every CUDA kernel for the architectures that the project ships, and fails where one spills registers, has a
-stack frame, or could not be resident as its launch bounds promise.
+"""Compiles every CUDA kernel for the architectures that the project ships, and fails where one spills
+registers, has a stack frame, or could not be resident as its launch bounds promise.
 
-    python tools/cuda_gate.py [--archs 80,90a,100a] [--only dropout] [--markdown docs/kernel_table.md] [--jobs 2]
+    python tools/cuda_gate.py [--archs 80,90a,100a] [--only dropout] [--markdown FILE] [--jobs 2]
 
-No GPU is needed, only nvcc. Registers are those of ptxas; shared memory beside them is what a launch asks for, which the
-compiler does not know: the host execution (python_tests/simt) holds it under the limit.
+Needs nvcc and no GPU. Registers are what ptxas says. Shared memory is what a launch asks for, which the
+compiler does not know: static_asserts in the kernels' traits and the host execution (python_tests/simt) hold it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Kernel:
     registers: int
     stack_bytes: int
     spill_bytes: int
-    static_shared_bytes: int
     threads: int  # of a block, at most, as __launch_bounds__ says
     blocks: int  # of that size, on one SM at once, as __launch_bounds__ asks
 
@@ -104,7 +103,6 @@ def parse(log: str, ptx: str, arch: str) -> list[Kernel]:
         frame = re.search(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block
         )
-        shared = re.search(r"(\d+) bytes smem", block)
         if symbol is None or registers is None or frame is None:
             raise SystemExit(f"cuda_gate: ptxas said something unexpected:\n{block}")
         kernels.append(
@@ -114,7 +112,6 @@ def parse(log: str, ptx: str, arch: str) -> list[Kernel]:
                 registers=int(registers[1]),
                 stack_bytes=int(frame[1]),
                 spill_bytes=int(frame[2]) + int(frame[3]),
-                static_shared_bytes=int(shared[1]) if shared else 0,
                 threads=bounds[symbol[1]][0],
                 blocks=bounds[symbol[1]][1],
             )
@@ -140,9 +137,8 @@ def table(rows: list[tuple[str, str, Kernel]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for file, name, k in rows:
-        lines.append(
-            f"| {file} | {name} | {k.arch} | {k.registers} | {k.threads} | {k.resident_warps} | {k.spill_bytes} | {k.stack_bytes} |"
-        )
+        cells = file, name, k.arch, k.registers, k.threads, k.resident_warps, k.spill_bytes, k.stack_bytes
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
 
