@@ -4,7 +4,7 @@ registers, has a stack frame, or could not be resident as its launch bounds prom
     python tools/cuda_gate.py [--archs 80,90a,100a] [--only dropout] [--markdown FILE] [--jobs 2]
 
 Needs nvcc and no GPU. Registers are what ptxas says. Shared memory is what a launch asks for, which the
-compiler does not know: static_asserts in the kernels' traits and the host execution (python_tests/simt) hold it.
+compiler does not know: static_asserts in the traits and the host execution (python_tests/simt) hold it.
 """
 
 from __future__ import annotations
