@@ -8,7 +8,7 @@ The work of a case is counted by a formula beside it, the same for all its peers
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ class Case:
     peers: Callable[[], dict[str, Peer]]  # builds inputs and peers; called when the case is measured
     flops: float = 0.0  # floating-point operations that the result needs
     bytes: float = 0.0  # memory traffic that the result needs
+    shape: dict[str, float | str] = field(default_factory=dict)  # the same in numbers, for plots
 
     @property
     def id(self) -> str:
@@ -92,7 +93,22 @@ def attention(
         name=f"{direction} B={B} H={H} S={S} D={D} a={prefix} {_short(dtype)}{dropout}",
         peers=peers,
         flops=(3.5 if backward else 1.0) * 4 * D * visible_pairs(S, prefix) * B * H,
+        shape={"S": S, "D": D, "prefix": prefix / S, "direction": direction, "dropout": dropout_p, "dtype": _short(dtype)},
     )
+
+
+def attention_sweep() -> Iterator[Case]:
+    """Attention over lengths, prefix ratios, head dims and dtypes: the plots of docs/performance.md."""
+    for S in (128, 256, 512, 1024, 2048, 4096):
+        batch = max(1, 2048 // S)  # about the same work in memory at each length
+        for backward in (False, True):
+            yield attention(batch, 4, S, 64, S // 2, backward=backward)
+    for prefix in (0, 256, 512, 768, 1024):
+        yield attention(1, 4, 1024, 64, prefix)
+    yield attention(1, 4, 1024, 128, 512)
+    for dtype in (torch.bfloat16, torch.float16):
+        yield attention(1, 4, 1024, 64, 512, dtype=dtype)
+    yield attention(1, 4, 1024, 64, 512, dropout_p=0.1)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Callable[[], Tensor]:

@@ -15,10 +15,17 @@ __all__: list[str] = [
     "dropout_add_layer_norm_backward",
     "dropout_add_layer_norm_forward",
     "dropout_add_layer_norm_partials",
+    "embedding_2d_backward",
+    "embedding_2d_forward",
+    "embedding_2d_piece_rows",
     "fma_peak",
     "isa",
     "isas_built",
     "isas_supported",
+    "linear_cross_entropy",
+    "linear_cross_entropy_workspace",
+    "span_attention_backward",
+    "span_attention_forward",
 ]
 
 def compiler() -> str:
@@ -67,6 +74,36 @@ def dropout_add_layer_norm_forward(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def dropout_add_layer_norm_partials(rows: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+def embedding_2d_backward(
+    grad: torch.Tensor | None,
+    tokens: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    block_positions: torch.Tensor | None,
+    token_rows: typing.SupportsInt | typing.SupportsIndex,
+    position_rows: typing.SupportsInt | typing.SupportsIndex,
+    block_rows: typing.SupportsInt | typing.SupportsIndex,
+    grad_token_table: torch.Tensor | None,
+    grad_position_table: torch.Tensor | None,
+    grad_block_table: torch.Tensor | None,
+    order: torch.Tensor | None,
+    first: torch.Tensor | None,
+    pieces: torch.Tensor | None,
+    dropout_p: typing.SupportsFloat | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> typing.Any: ...
+def embedding_2d_forward(
+    tokens: torch.Tensor | None,
+    positions: torch.Tensor | None,
+    block_positions: torch.Tensor | None,
+    token_table: torch.Tensor | None,
+    position_table: torch.Tensor | None,
+    block_table: torch.Tensor | None,
+    out: torch.Tensor | None,
+    dropout_p: typing.SupportsFloat | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> typing.Any: ...
 def fma_peak(threads: typing.SupportsInt | typing.SupportsIndex) -> float:
     """
     Measured float multiply-add peak of this machine, GFLOP/s.
@@ -86,3 +123,59 @@ def isas_supported() -> list[str]:
     """
     Those of them that this machine runs.
     """
+
+def linear_cross_entropy(
+    hidden: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    targets: torch.Tensor | None,
+    row_weight: torch.Tensor | None,
+    loss: torch.Tensor | None,
+    grad_hidden: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+    workspace: torch.Tensor | None,
+    label_smoothing: typing.SupportsFloat | typing.SupportsIndex,
+    reduction: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def linear_cross_entropy_workspace(
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    width: typing.SupportsInt | typing.SupportsIndex,
+    vocab: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def span_attention_backward(
+    query: torch.Tensor | None,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
+    prefix_len: torch.Tensor | None,
+    seq_len: torch.Tensor | None,
+    start: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    grad_out: torch.Tensor | None,
+    grad_lse: torch.Tensor | None,
+    grad_query: torch.Tensor | None,
+    grad_key: torch.Tensor | None,
+    grad_value: torch.Tensor | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    dropout_p: typing.SupportsFloat | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def span_attention_forward(
+    query: torch.Tensor | None,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
+    prefix_len: torch.Tensor | None,
+    seq_len: torch.Tensor | None,
+    start: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    scale: typing.SupportsFloat | typing.SupportsIndex,
+    dropout_p: typing.SupportsFloat | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+
+embedding_2d_piece_rows: int = 64

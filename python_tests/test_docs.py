@@ -1,4 +1,4 @@
-"""What the documentation says is true: its Python runs, its links lead somewhere, and the files it names exist."""
+"""The documentation is true: its Python runs, its links lead somewhere, and the files it names exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_FILE = re.compile(
-    r"`((?:csrc|glm_ext|python_tests|benchmarks|docs|cmake)/[\w./]+|[\w.]+\.(?:md|txt|toml))`"
+    r"`((?:csrc|glm_ext|python_tests|benchmarks|scripts|docs|cmake)/[\w./]+|[\w.]+\.(?:md|txt|toml))`"
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PLANNED = re.compile(r"rms_norm|exp2\.cpp")  # what the recipes tell the reader to write

@@ -37,7 +37,12 @@ void run(View hidden, View weight, View targets, View row_weight, View loss, Vie
 void register_linear_cross_entropy(py::module_& m) {
   m.def("linear_cross_entropy", &run, "hidden"_a, "weight"_a, "targets"_a, "row_weight"_a, "loss"_a,
         "grad_hidden"_a, "grad_weight"_a, "workspace"_a, "label_smoothing"_a, "reduction"_a, "threads"_a);
-  m.def("linear_cross_entropy_workspace", &linear_cross_entropy_workspace, "rows"_a, "width"_a, "vocab"_a);
+  m.def(
+      "linear_cross_entropy_workspace",
+      [](int64_t rows, int64_t width, int64_t vocab) {
+        return LinearCrossEntropyPlan(rows, width, vocab).workspace();
+      },
+      "rows"_a, "width"_a, "vocab"_a);
 }
 
 }  // namespace glm

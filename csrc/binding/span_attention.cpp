@@ -30,10 +30,11 @@ void check_packed(const SpanAttention& p) {
   const int64_t* cu = p.cu_seqlens;
   GLM_CHECK(cu[0] == 0, "cu_seqlens: expected the first value to be 0, got ", cu[0]);
   for (int64_t b = 0; b < p.batch; ++b) {
-    GLM_CHECK(cu[b] <= cu[b + 1], "cu_seqlens: expected values that never fall, got ", cu[b], " then ", cu[b + 1]);
+    GLM_CHECK(cu[b] <= cu[b + 1], "cu_seqlens: expected values that never fall, got ", cu[b], " then ",
+              cu[b + 1]);
     const int64_t length = cu[b + 1] - cu[b];
-    GLM_CHECK(0 <= p.prefix_len[b] && p.prefix_len[b] <= length, "prefix_len: expected a value in [0, ", length,
-              "], the length of sequence ", b, ", got ", p.prefix_len[b]);
+    GLM_CHECK(0 <= p.prefix_len[b] && p.prefix_len[b] <= length, "prefix_len: expected a value in [0, ",
+              length, "], the length of sequence ", b, ", got ", p.prefix_len[b]);
   }
   GLM_CHECK(cu[p.batch] <= p.rows, "cu_seqlens: expected at most ", p.rows, ", the rows of query, got ",
             cu[p.batch]);
@@ -84,8 +85,8 @@ void forward(View query, View key, View value, View prefix_len, View seq_len, Vi
 }
 
 void backward(View query, View key, View value, View prefix_len, View seq_len, View start, View cu_seqlens,
-              View out, View lse, View grad_out, View grad_lse, View grad_query, View grad_key, View grad_value,
-              double scale, double dropout_p, uint64_t seed, int threads) {
+              View out, View lse, View grad_out, View grad_lse, View grad_query, View grad_key,
+              View grad_value, double scale, double dropout_p, uint64_t seed, int threads) {
   const py::gil_scoped_release release;
   cpu::kernels().span_attention_backward({
       .problem = problem_of(query, key, value, prefix_len, seq_len, start, cu_seqlens, scale, dropout_p, seed,
@@ -103,8 +104,8 @@ void backward(View query, View key, View value, View prefix_len, View seq_len, V
 }  // namespace
 
 void register_span_attention(py::module_& m) {
-  m.def("span_attention_forward", &forward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a, "start"_a,
-        "cu_seqlens"_a, "out"_a, "lse"_a, "scale"_a, "dropout_p"_a, "seed"_a, "threads"_a);
+  m.def("span_attention_forward", &forward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
+        "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "scale"_a, "dropout_p"_a, "seed"_a, "threads"_a);
   m.def("span_attention_backward", &backward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
         "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "grad_out"_a, "grad_lse"_a, "grad_query"_a, "grad_key"_a,
         "grad_value"_a, "scale"_a, "dropout_p"_a, "seed"_a, "threads"_a);

@@ -7,6 +7,7 @@
 
 #include "ops/dropout_add_layer_norm.h"
 #include "ops/embedding_2d.h"
+#include "ops/gelu_mlp.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/span_attention.h"
 
@@ -19,6 +20,8 @@ struct Kernels {
   void (*dropout_add_layer_norm_backward)(const DropoutAddLayerNormBackward&);
   EmbeddingFault (*embedding_2d_forward)(const Embedding2DForward&);
   EmbeddingFault (*embedding_2d_backward)(const Embedding2DBackward&);
+  void (*gelu_mlp_forward)(const GeluMlpForward&);
+  void (*gelu_mlp_backward)(const GeluMlpBackward&);
   void (*linear_cross_entropy)(const LinearCrossEntropy&);
   void (*span_attention_forward)(const SpanAttentionForward&);
   void (*span_attention_backward)(const SpanAttentionBackward&);

@@ -1,9 +1,14 @@
-// Linear + cross-entropy. For each chunk of the rows that count, R of them:
+// Linear + cross-entropy. A chunk of the rows that count, R of them, goes twice through the vocabulary:
 //
-//   logits [R, V] = rows W^T  ->  loss, and in place their gradient  ->  grad_W += logits^T rows,  grad_rows = logits W
+//   first    z^T [V, R] = W rows^T, with the running maximum and sum of exponentials of each row;   loss from
+//   them second   z^T becomes its own gradient;   grad_W += z^T rows;   grad_rows += z W
 //
-// three products in all. With z a row's logits, m their maximum, s = sum_v exp(z_v - m), and c the row's weight in
-// the loss (derivation in docs/math.md):
+// Three products in all. z lies transposed: lanes are rows, so that nothing is reduced across lanes, and W is
+// the broadcast side of the first product and the vector side of the last, both as it lies in memory. What
+// would be packed otherwise is as large as the logits of a chunk, and costs a quarter of the time.
+//
+// With m the maximum of a row's logits, s = sum_v exp(z_v - m), e the label smoothing and c the row's weight
+// in the loss (derivation in docs/math.md):
 //   loss     = c (log s + (1 - e)(m - z_target) + e (m - mean(z)))
 //   dloss/dz = c (exp(z - m) / s - (1 - e) onehot(target) - e / V)
 #include "ops/linear_cross_entropy.h"
@@ -12,100 +17,95 @@
 
 #include "core/dispatch.h"
 #include "cpu/declarations.h"
-#include "cpu/gemm.h"
+#include "cpu/microkernel.h"
+#include "cpu/pack.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/workspace.h"
 
 namespace glm::cpu::GLM_ISA {
 namespace {
 
-constexpr int64_t kMaxRows = kLinearCrossEntropyMaxRows;
-constexpr int64_t kVocabPart = 2048;
+using Plan = LinearCrossEntropyPlan;
 
-// The rows of one chunk: where they are, what they count, what they lose.
 template <class C>
-struct Chunk {
-  int64_t count = 0;
-  int64_t row[kMaxRows];
-  C weight[kMaxRows];
-  C loss[kMaxRows];
-};
+constexpr int kTileCols = kTileVectors * kLanes<C>;
 
-// Sums of body(v, sum) over the vectors of [0, size). The running sum is put by every 32 vectors, so that it never
-// grows far beyond what is added to it: the error is that of sqrt(V) terms.
+static_assert(Plan::kUnit % kTileRows == 0 && Plan::kUnit % kTileCols<float> == 0);
+
+// c[kRows][cols] = or += a b, `cols` (at most a tile's) of them. b's tile is whole.
+template <class C, int kRows>
+[[gnu::noinline]] void multiply(int64_t depth, const C* a, int64_t a_stride, int64_t a_depth_stride,
+                                const C* b, int64_t b_stride, C* c, int64_t c_stride, int64_t cols,
+                                bool add) {
+  Tile<C, kRows, kTileVectors> tile;
+  const auto for_vectors = [&](const auto& body) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        const int64_t count = std::min<int64_t>(kLanes<C>, cols - v * kLanes<C>);
+        if (count > 0) body(tile.at[r][v], c + r * c_stride + v * kLanes<C>, static_cast<int>(count));
+      }
+    }
+  };
+  tile.clear();
+  if (add) for_vectors([](Vec<C>& sum, const C* p, int count) { sum = load_as_some(p, count); });
+  tile.accumulate(depth, a, a_stride, a_depth_stride, b, b_stride);
+  for_vectors([](const Vec<C>& sum, C* p, int count) { store_as_some(p, sum, count); });
+}
+
+// Calls body(r, multiply) for groups of [0, rows): whole tiles, then single rows.
 template <class C, class Body>
-GLM_INLINE C sum_blocks(int64_t size, const Body& body) {
-  constexpr int64_t kBlock = 32 * kLanes<C>;
-  Vec<C> total = {};
-  for (int64_t begin = 0; begin < size; begin += kBlock) {
-    Vec<C> sum = {};
-    for (int64_t v = begin; v < std::min(begin + kBlock, size); v += kLanes<C>) sum += body(v);
-    total += sum;
-  }
-  return reduce_add(total);
+GLM_INLINE void for_row_groups(int64_t rows, const Body& body) {
+  int64_t r = 0;
+  for (; r + kTileRows <= rows; r += kTileRows) body(r, multiply<C, kTileRows>);
+  for (; r < rows; ++r) body(r, multiply<C, 1>);
 }
 
-// The loss of one row of logits z, which become their gradient where `gradient` says so. z is `padded` long, whole
-// vectors: what follows V is made minus infinity, which no maximum and no exponential sees.
-template <class C>
-C row_loss(C* z, int64_t vocab, int64_t padded, int64_t target, C weight, C smoothing, bool gradient) {
-  const C z_target = z[target];
-  C mean = 0;
-  if (smoothing != C(0)) {
-    std::fill(z + vocab, z + padded, C(0));
-    mean = sum_blocks<C>(padded, [&](int64_t v) { return load(z + v); }) / static_cast<C>(vocab);
-  }
-  std::fill(z + vocab, z + padded, -std::numeric_limits<C>::infinity());
-
-  Vec<C> largest = load(z);
-  for (int64_t v = kLanes<C>; v < padded; v += kLanes<C>) largest = max(largest, load(z + v));
-  const C m = reduce_max(largest);
-  const C s = sum_blocks<C>(padded, [&](int64_t v) {
-    const Vec<C> exponential = exp2((load(z + v) - m) * static_cast<C>(kLog2E));
-    if (gradient) store(z + v, exponential);
-    return exponential;
-  });
-  if (gradient) {
-    const C scale = weight / s, shift = weight * smoothing / static_cast<C>(vocab);
-    for (int64_t v = 0; v < padded; v += kLanes<C>) store(z + v, load(z + v) * scale - shift);
-    z[target] -= weight * (C(1) - smoothing);
-  }
-  C loss = std::log(s) + (C(1) - smoothing) * (m - z_target);
-  if (smoothing != C(0)) loss += smoothing * (m - mean);
-  return weight * loss;
-}
-
+// `count` elements of storage type T from `begin` on.
 template <class T>
-class Run {
-  using C = Compute<T>;
+void widen(const void* from, int64_t begin, int64_t count, Compute<T>* to) {
+  const T* p = static_cast<const T*>(from) + begin;
+  for (int64_t i = 0; i < count; i += kLanes<Compute<T>>) {
+    const int some = static_cast<int>(std::min<int64_t>(kLanes<Compute<T>>, count - i));
+    store_as_some(to + i, load_as_some(p + i, some), some);
+  }
+}
 
+template <class C>
+class Run {
  public:
-  explicit Run(const LinearCrossEntropy& p)
+  using Widen = void (*)(const void*, int64_t, int64_t, C*);
+
+  Run(const LinearCrossEntropy& p, Widen widen, bool widening)
       : p_(p),
-        chunk_rows_(linear_cross_entropy_chunk_rows(p.rows, p.vocab)),
-        stride_(linear_cross_entropy_stride(p.vocab)),
+        widen_(widen),
+        in_place_(!widening && p.width % kTileCols<C> == 0 && p.width * sizeof(C) % 4096 != 0),
+        plan_(p.rows, p.width, p.vocab),
         logits_(static_cast<C*>(p.workspace)),
-        rows_(logits_ + chunk_rows_ * stride_) {}
+        hidden_(logits_ + p.vocab * plan_.padded_rows),
+        panels_(hidden_ + plan_.padded_width * plan_.padded_rows),
+        grads_(panels_ + plan_.padded_width * plan_.padded_rows),
+        statistics_(grads_ + plan_.slices * plan_.padded_width * plan_.padded_rows) {}
 
   void operator()() {
     const C scale = static_cast<C>(1.0 / normaliser());
     double sum = 0.0;
-    bool first = true;
-    for (int64_t next = 0; next < p_.rows;) {
-      Chunk<C> chunk;
-      next = gather(next, scale, chunk);
-      if (chunk.count == 0) break;
-      forward(chunk);
-      for (int64_t i = 0; i < chunk.count; ++i) sum += chunk.loss[i];
-      if (p_.grad_weight) add_weight_gradient(chunk, first);
-      if (p_.grad_hidden) write_hidden_gradient(chunk);
-      first = false;
+    int64_t next = 0;
+    while (gather(next, scale)) {
+      first_pass();
+      finish_softmax();
+      for (int64_t i = 0; i < count_; ++i) sum += loss_[i];
+      if (p_.grad_hidden || p_.grad_weight) second_pass();
+      first_chunk_ = false;
     }
     if (p_.reduction != Reduction::none) *static_cast<C*>(p_.loss) = static_cast<C>(sum);
-    if (p_.grad_weight && first) std::fill_n(static_cast<C*>(p_.grad_weight), p_.vocab * p_.width, C(0));
+    if (p_.grad_weight && first_chunk_)
+      std::fill_n(static_cast<C*>(p_.grad_weight), p_.vocab * p_.width, C(0));
   }
 
  private:
+  // ---------------------------------------------------------------------------------------------- the rows
+
   double normaliser() const {
     if (p_.reduction != Reduction::mean) return 1.0;
     double sum = 0.0;
@@ -113,70 +113,213 @@ class Run {
     return sum == 0.0 ? 1.0 : sum;
   }
 
-  // The next rows that count, from row n on, widened side by side; gives those that do not their zeros. Returns the
-  // row after the last one taken.
-  int64_t gather(int64_t n, C scale, Chunk<C>& chunk) {
-    for (; n < p_.rows && chunk.count < chunk_rows_; ++n) {
-      const C weight = static_cast<const C*>(p_.row_weight)[n];
+  // Takes the next rows that count, from row `next` on, and gives those that do not their zeros. False: none
+  // is left.
+  bool gather(int64_t& next, C scale) {
+    count_ = 0;
+    for (; next < p_.rows && count_ < plan_.padded_rows; ++next) {
+      const C weight = static_cast<const C*>(p_.row_weight)[next];
       if (weight == C(0)) {
-        if (p_.grad_hidden) std::fill_n(grad_hidden(n), p_.width, C(0));
-        if (p_.reduction == Reduction::none) static_cast<C*>(p_.loss)[n] = C(0);
+        if (p_.grad_hidden) std::fill_n(grad_hidden(next), p_.width, C(0));
+        if (p_.reduction == Reduction::none) static_cast<C*>(p_.loss)[next] = C(0);
         continue;
       }
-      const T* from = static_cast<const T*>(p_.hidden) + n * p_.width;
-      C* to = rows_ + chunk.count * p_.width;
-      for (int64_t e = 0; e < p_.width; e += kLanes<C>) {
-        const int count = static_cast<int>(std::min<int64_t>(kLanes<C>, p_.width - e));
-        store_as_some(to + e, load_as_some(from + e, count), count);
-      }
-      chunk.row[chunk.count] = n;
-      chunk.weight[chunk.count++] = weight * scale;
+      widen_(p_.hidden, next * p_.width, p_.width, hidden_ + count_ * p_.width);
+      row_[count_] = next;
+      weight_[count_++] = weight * scale;
     }
-    return n;
+    columns_ =
+        Plan::round_up(Plan::round_up(count_, kTileRows), kTileCols<C>);  // whole tiles for either side
+    std::fill(hidden_ + count_ * p_.width, hidden_ + columns_ * p_.width, C(0));
+    return count_ > 0;
   }
 
-  void forward(Chunk<C>& chunk) const {
-    gemm<C>(chunk.count, p_.vocab, p_.width, Operand<C>{rows_, p_.width, 1}, Operand<T>{weight(), p_.width, 1},
-            Store<C>{logits_, stride_}, p_.threads);
-    const bool gradient = p_.grad_hidden || p_.grad_weight;
-    const int64_t padded = ceil_div(p_.vocab, kLanes<C>) * kLanes<C>;
-    parallel_for(chunk.count, p_.threads, [&](int64_t i) {
-      chunk.loss[i] = row_loss(logits_ + i * stride_, p_.vocab, padded, p_.targets[chunk.row[i]], chunk.weight[i],
-                               static_cast<C>(p_.label_smoothing), gradient);
-      if (p_.reduction == Reduction::none) static_cast<C*>(p_.loss)[chunk.row[i]] = chunk.loss[i];
+  // ---------------------------------------------------------------------------------------------- the
+  // vocabulary
+
+  // Calls body(slice, begin, v, count) for the words [v, v + count) of each block of each slice, which begins
+  // at `begin`; a slice's blocks in order, from one thread. A block of W and its logits stay in L2.
+  template <class Body>
+  void for_blocks(const Body& body) const {
+    const int64_t block = std::clamp<int64_t>(150000 / p_.width, 48, 384) / 48 * 48;
+    parallel_for(plan_.slices, p_.threads, [&](int64_t slice) {
+      const int64_t begin = slice * plan_.slice, end = std::min(begin + plan_.slice, p_.vocab);
+      for (int64_t v = begin; v < end; v += block) body(slice, begin, v, std::min(block, end - v));
     });
   }
 
-  // The first chunk writes: no pass of zeros comes before it.
-  void add_weight_gradient(const Chunk<C>& chunk, bool first) const {
-    gemm<C>(p_.vocab, p_.width, chunk.count, Operand<C>{logits_, 1, stride_}, Operand<C>{rows_, 1, p_.width},
-            Store<C>{static_cast<C*>(p_.grad_weight), p_.width, nullptr, !first}, p_.threads);
+  struct Rows {
+    const C* data;
+    int64_t stride;
+  };
+
+  // Rows [v, v + count) of W: as they lie, or widened; then also padded with zeros to whole tiles, at a
+  // distance that does not send a column to one set of the cache.
+  Rows weight_rows(int64_t v, int64_t count) const {
+    if (in_place_) return {static_cast<const C*>(p_.weight) + v * p_.width, p_.width};
+    const int64_t stride = plan_.padded_width + 16;
+    C* rows = workspace<C>(Slot::op, static_cast<size_t>(count * stride));
+    for (int64_t r = 0; r < count; ++r) {
+      widen_(p_.weight, (v + r) * p_.width, p_.width, rows + r * stride);
+      std::fill(rows + r * stride + p_.width, rows + r * stride + plan_.padded_width, C(0));
+    }
+    return {rows, stride};
   }
 
-  // Through rows_, which nothing needs any more. The vocabulary is taken in parts: in one chain of V sums the many
-  // small probabilities would be lost against what is already there.
-  void write_hidden_gradient(const Chunk<C>& chunk) const {
-    for (int64_t v = 0; v < p_.vocab; v += kVocabPart)
-      gemm<C>(chunk.count, p_.width, std::min(kVocabPart, p_.vocab - v), Operand<C>{logits_ + v, stride_, 1},
-              Operand<T>{weight() + v * p_.width, 1, p_.width}, Store<C>{rows_, p_.width, nullptr, v > 0},
-              p_.threads);
-    for (int64_t i = 0; i < chunk.count; ++i)
-      std::copy_n(rows_ + i * p_.width, p_.width, grad_hidden(chunk.row[i]));
+  C* logits(int64_t v) const { return logits_ + v * plan_.padded_rows; }
+  C* statistics(int64_t slice, int which) const {
+    return statistics_ + (slice * 3 + which) * plan_.padded_rows;
   }
-
-  const T* weight() const { return static_cast<const T*>(p_.weight); }
+  C* grad_slice(int64_t slice) const { return grads_ + slice * plan_.padded_width * plan_.padded_rows; }
   C* grad_hidden(int64_t n) const { return static_cast<C*>(p_.grad_hidden) + n * p_.width; }
 
+  void first_pass() {
+    constexpr int kCols = kTileCols<C>;
+    pack_panels<C, kCols>(Operand<C>{hidden_, p_.width, 1}, 0, columns_, 0, columns_ / kCols, 0, p_.width,
+                          panels_);
+    for_blocks([&](int64_t slice, int64_t begin, int64_t v, int64_t count) {
+      const Rows w = weight_rows(v, count);
+      for_row_groups<C>(count, [&](int64_t r, auto multiply) {
+        for (int64_t n = 0; n < columns_; n += kCols)
+          multiply(p_.width, w.data + r * w.stride, w.stride, 1, panels_ + n * p_.width, kCols,
+                   logits(v + r) + n, plan_.padded_rows, kCols, false);
+      });
+      add_statistics(slice, v == begin, v, count);
+    });
+  }
+
+  // The slice's maximum, sum of exponentials below it, and sum of the logits of each row.
+  void add_statistics(int64_t slice, bool start, int64_t v, int64_t count) const {
+    for (int64_t n = 0; n < columns_; n += kLanes<C>) {
+      const C* z = logits(v) + n;
+      C *largest = statistics(slice, 0) + n, *exponentials = statistics(slice, 1) + n,
+        *total = statistics(slice, 2) + n;
+      const Vec<C> before = start ? broadcast(std::numeric_limits<C>::lowest()) : load(largest);
+      Vec<C> m = before, z_sum = {}, sum = {};
+      for (int64_t r = 0; r < count; ++r) {
+        m = max(m, load(z + r * plan_.padded_rows));
+        z_sum += load(z + r * plan_.padded_rows);
+      }
+      for (int64_t r = 0; r < count; ++r) sum += exponential(load(z + r * plan_.padded_rows) - m);
+      store(largest, m);
+      store(exponentials, start ? sum : fma(load(exponentials), exponential(before - m), sum));
+      store(total, start ? z_sum : load(total) + z_sum);
+    }
+  }
+
+  GLM_INLINE static Vec<C> exponential(Vec<C> x) { return exp2(x * static_cast<C>(kLog2E)); }
+
+  // The slices' parts together: losses, and what the gradient needs of each row.
+  void finish_softmax() {
+    const C smoothing = static_cast<C>(p_.label_smoothing);
+    for (int64_t i = 0; i < count_; ++i) {
+      C m = statistics(0, 0)[i], s = 0, total = 0;
+      for (int64_t slice = 1; slice < plan_.slices; ++slice) {
+        const C other = statistics(slice, 0)[i];
+        m = other > m || other != other ? other : m;
+      }
+      for (int64_t slice = 0; slice < plan_.slices; ++slice) {
+        s += statistics(slice, 1)[i] * std::exp(statistics(slice, 0)[i] - m);
+        total += statistics(slice, 2)[i];
+      }
+      const C z_target = logits(p_.targets[row_[i]])[i];
+      C loss = std::log(s) + (C(1) - smoothing) * (m - z_target);
+      if (smoothing != C(0)) loss += smoothing * (m - total / static_cast<C>(p_.vocab));
+      loss_[i] = weight_[i] * loss;
+      if (p_.reduction == Reduction::none) static_cast<C*>(p_.loss)[row_[i]] = loss_[i];
+      largest_[i] = m;
+      scale_[i] = weight_[i] / s;
+      shift_[i] = weight_[i] * smoothing / static_cast<C>(p_.vocab);
+    }
+    for (C* padding : {largest_, scale_, shift_}) std::fill(padding + count_, padding + columns_, C(0));
+  }
+
+  void second_pass() {
+    constexpr int kCols = kTileCols<C>;
+    const int64_t width_panels = ceil_div(p_.width, kCols);
+    pack_panels<C, kCols>(Operand<C>{hidden_, 1, p_.width}, 0, p_.width, 0, width_panels, 0, count_, panels_);
+    for_blocks([&](int64_t slice, int64_t begin, int64_t v, int64_t count) {
+      differentiate(v, count);
+      if (p_.grad_weight) add_weight_gradient(v, count);
+      if (p_.grad_hidden) add_hidden_gradient(slice, v == begin, v, count);
+    });
+    if (!p_.grad_hidden) return;
+    parallel_for(count_, p_.threads, [&](int64_t i) {
+      C* out = grad_hidden(row_[i]);
+      std::copy_n(grad_slice(0) + i * plan_.padded_width, p_.width, out);
+      for (int64_t slice = 1; slice < plan_.slices; ++slice) {
+        const C* part = grad_slice(slice) + i * plan_.padded_width;
+        for (int64_t e = 0; e < p_.width; ++e) out[e] += part[e];
+      }
+    });
+  }
+
+  void differentiate(int64_t v, int64_t count) const {
+    for (int64_t n = 0; n < columns_; n += kLanes<C>) {
+      const Vec<C> m = load(largest_ + n), scale = load(scale_ + n), shift = load(shift_ + n);
+      for (int64_t r = 0; r < count; ++r) {
+        C* z = logits(v + r) + n;
+        store(z, exponential(load(z) - m) * scale - shift);
+      }
+    }
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t target = p_.targets[row_[i]];
+      if (v <= target && target < v + count)
+        logits(target)[i] -= weight_[i] * (C(1) - static_cast<C>(p_.label_smoothing));
+    }
+  }
+
+  // The first chunk writes, so no pass of zeros comes before it.
+  void add_weight_gradient(int64_t v, int64_t count) const {
+    constexpr int kCols = kTileCols<C>;
+    for_row_groups<C>(count, [&](int64_t r, auto multiply) {
+      C* out = static_cast<C*>(p_.grad_weight) + (v + r) * p_.width;
+      for (int64_t e = 0; e < p_.width; e += kCols) {
+        const int64_t ahead = std::min<int64_t>(e + kCols, p_.width - 1);
+        for (int64_t i = 0; i < std::min<int64_t>(kTileRows, count - r); ++i)
+          __builtin_prefetch(out + i * p_.width + ahead, 1);
+        multiply(count_, logits(v + r), plan_.padded_rows, 1, panels_ + e * count_, kCols, out + e, p_.width,
+                 std::min<int64_t>(kCols, p_.width - e), !first_chunk_);
+      }
+    });
+  }
+
+  void add_hidden_gradient(int64_t slice, bool start, int64_t v, int64_t count) const {
+    constexpr int kCols = kTileCols<C>;
+    const Rows w = weight_rows(v, count);
+    for (int64_t e = 0; e < p_.width; e += kCols) {
+      for (int64_t n = 0; n < count_; n += kTileRows)
+        multiply<C, kTileRows>(count, logits(v) + n, 1, plan_.padded_rows, w.data + e, w.stride,
+                               grad_slice(slice) + n * plan_.padded_width + e, plan_.padded_width, kCols,
+                               !start);
+    }
+  }
+
   const LinearCrossEntropy& p_;
-  const int64_t chunk_rows_, stride_;
-  C* const logits_;  // [R, V], rows stride_ apart
-  C* const rows_;    // [R, E]
+  const Widen widen_;
+  const bool in_place_;  // W is read where it lies
+  const Plan plan_;
+  C* const logits_;      // [V, padded_rows]
+  C* const hidden_;      // [padded_rows, E] the chunk's rows, widened, zeros after the last
+  C* const panels_;      // the same in panels of kTileCols rows, then of kTileCols columns
+  C* const grads_;       // [slices, padded_rows, padded_width]
+  C* const statistics_;  // [slices, 3, padded_rows]
+  bool first_chunk_ = true;
+
+  // The chunk: where its rows are and what they count; what they lose; their softmax.
+  int64_t count_ = 0, columns_ = 0;
+  int64_t row_[Plan::kMaxRows];
+  C weight_[Plan::kMaxRows], loss_[Plan::kMaxRows];
+  C largest_[Plan::kMaxRows], scale_[Plan::kMaxRows], shift_[Plan::kMaxRows];
 };
 
 }  // namespace
 
 void linear_cross_entropy(const LinearCrossEntropy& p) {
-  visit_floating(p.dtype, [&]<class T>(Type<T>) { Run<T>{p}(); });
+  visit_floating(p.dtype, [&]<class T>(Type<T>) {
+    using C = Compute<T>;
+    Run<C>(p, widen<T>, !std::is_same_v<T, C>)();
+  });
 }
 
 }  // namespace glm::cpu::GLM_ISA

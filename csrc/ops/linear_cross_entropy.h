@@ -1,11 +1,13 @@
 // The cross-entropy of logits = hidden weight^T, a row n of loss weight w_n and label smoothing e giving
 //   ce_n = lse_n - (1 - e) logit[n, target_n] - e mean_v logit[n, v]
-// and its gradients, in one pass: a chunk of rows meets the whole vocabulary, and its logits become the loss and, in
-// place, their own gradient before the next chunk is begun. No [N, V] exists. (Label smoothing: Szegedy et al., arXiv
-// 1512.00567, section 7.) All arrays are contiguous; "compute" is float, double for f64.
+// and its gradients, in one pass: a chunk of rows meets the whole vocabulary, and its logits become the loss
+// and, in place, their own gradient before the next chunk is begun. No [N, V] exists. (Label smoothing:
+// Szegedy et al., arXiv 1512.00567, section 7.) All arrays are contiguous; "compute" is float, double for
+// f64.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "core/dtype.h"
 
@@ -22,33 +24,44 @@ struct LinearCrossEntropy {
   const void* row_weight;      // [N] compute
   double label_smoothing;
   Reduction reduction;
-  void* loss;         // compute: [N] w_n ce_n, or one number: their sum, or that by sum(w) (by 1 if that is 0)
+  void* loss;  // compute: [N] w_n ce_n, or one number: their sum, or that by sum(w) (by 1 if that is 0)
   void* grad_hidden;  // [N, E] compute, of the sum or the mean; null: not wanted
   void* grad_weight;  // [V, E] likewise
-  void* workspace;    // linear_cross_entropy_workspace compute numbers
+  void* workspace;    // LinearCrossEntropyPlan::workspace() compute numbers
   int threads;
 };
 
-inline constexpr int64_t kLinearCrossEntropyMaxRows = 480;
+// How the work is cut, from sizes alone. Long chunks are fast, for each of them reads the weight matrix and
+// adds to its gradient; but its scratch is all that is ever kept of the N x V: at most a quarter of that,
+// which is an eighth of logits and their gradient, and at most 32 MB (4 MB, or 96 rows, are never too much).
+struct LinearCrossEntropyPlan {
+  static constexpr int64_t kUnit = 96;  // rows, and columns of hidden: whole tiles of every instruction set
+  static constexpr int64_t kMaxRows = 384;
 
-// Rows of a chunk. Each chunk reads the weight matrix and adds to its gradient, so long chunks are fast; but the
-// chunk's logits are all that is kept of the N x V: at most a fifth of them, and 32 MB, and never cut below 4 MB.
-inline int64_t linear_cross_entropy_chunk_rows(int64_t rows, int64_t vocab) {
-  constexpr int64_t kSmall = 1 << 20, kLarge = 8 << 20;  // numbers
-  constexpr int64_t kRowUnit = 48;                       // whole tiles of every instruction set
-  constexpr int64_t kMaxRows = kLinearCrossEntropyMaxRows;
-  const int64_t budget = std::clamp(rows * vocab / 5, kSmall, kLarge);
-  const int64_t fitting = std::clamp(budget / std::max<int64_t>(vocab, 1), kRowUnit, kMaxRows);
-  return std::min(fitting / kRowUnit * kRowUnit, rows);
-}
+  int64_t vocab, width;
+  int64_t padded_width;  // E in whole tiles
+  int64_t slice;   // words of one part of the vocabulary. Threads take the parts: each sums its own share of
+  int64_t slices;  // the softmax and of the gradient of hidden, and the shares are added in order
+  int64_t padded_rows;  // rows of a chunk, or of all N, with what completes their tiles
 
-// Distance between rows of a chunk's logits: whole vectors, and never a power of two, which would send a column of
-// the chunk to one set of the cache.
-inline int64_t linear_cross_entropy_stride(int64_t vocab) { return (vocab + 15) / 16 * 16 + 16; }
+  LinearCrossEntropyPlan(int64_t rows, int64_t width, int64_t vocab) : vocab(vocab), width(width) {
+    padded_width = round_up(width, kUnit);
+    const auto wanted =
+        std::bit_floor(static_cast<uint64_t>(std::clamp<int64_t>(vocab / (4 * width), 4, 32)));
+    slice = round_up(vocab / static_cast<int64_t>(wanted) + 1, kUnit);
+    slices = (vocab + slice - 1) / slice;
+    constexpr int64_t kSmall = 1 << 20, kLarge = 8 << 20;  // numbers
+    const int64_t fitting = std::clamp(rows * vocab / 4, kSmall, kLarge) / row_size();
+    padded_rows = std::min({std::max(fitting / kUnit * kUnit, kUnit), kMaxRows,
+                            rows < kUnit ? round_up(rows + 11, 32) : round_up(rows, kUnit)});
+  }
 
-// A chunk's logits and its rows of hidden.
-inline int64_t linear_cross_entropy_workspace(int64_t rows, int64_t width, int64_t vocab) {
-  return linear_cross_entropy_chunk_rows(rows, vocab) * (linear_cross_entropy_stride(vocab) + width);
-}
+  // Scratch of a row, in numbers of the compute type: logits, the row of hidden as it is and in panels, and
+  // for each slice the gradient of hidden, and three statistics.
+  int64_t row_size() const { return vocab + (2 + slices) * padded_width + 3 * slices; }
+  int64_t workspace() const { return padded_rows * row_size(); }
+
+  static int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
+};
 
 }  // namespace glm

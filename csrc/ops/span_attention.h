@@ -64,10 +64,10 @@ struct SpanAttentionForward {
 struct SpanAttentionBackward {
   SpanAttention problem;
   AttentionRows out, lse;
-  AttentionRows grad_out;               // as out
-  AttentionRows grad_lse;               // as lse; data null: none came
-  AttentionRows grad_query;             // as query
-  AttentionRows grad_key, grad_value;   // as key, value
+  AttentionRows grad_out;              // as out
+  AttentionRows grad_lse;              // as lse; data null: none came
+  AttentionRows grad_query;            // as query
+  AttentionRows grad_key, grad_value;  // as key, value
 };
 
 }  // namespace glm

@@ -1,4 +1,4 @@
-"""dropout + add + layer norm: the seam between two sublayers of a pre-LN transformer, in one pass over memory each way."""
+"""dropout + add + layer norm: the seam between two sublayers of a pre-LN transformer, one pass each way."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def dropout_add_layer_norm(
         residual: ``[..., E]``; the stream that it is added to.
         weight, bias: ``[E]``.
         eps: added to the variance.
-        dropout_p: probability that an element of ``x`` is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``.
-            The mask is drawn from torch's default generator and never stored.
+        dropout_p: probability that an element of ``x`` is dropped; kept ones are scaled by
+            ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored.
 
     Returns:
-        ``(normed, h)``, both ``[..., E]`` in the dtype of ``x``. Statistics are computed in float32 (float64 for float64).
+        ``(normed, h)``, both ``[..., E]`` in the dtype of ``x``. Statistics are computed in float32
+        (float64 for float64).
         Under autocast the op runs in float32, as torch's layer norm does.
 
     Raises:
@@ -78,7 +79,13 @@ def dropout_add_layer_norm(
 
 
 def _forward(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor | None, eps: float, dropout_p: float
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, residual = x.contiguous(), residual.contiguous()
     normed, new_residual, mean, rstd = _forward_fake(x, residual, weight, bias, seed, eps, dropout_p)
@@ -90,7 +97,13 @@ def _forward(
 
 
 def _forward_fake(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, seed: Tensor | None, eps: float, dropout_p: float
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
     mean = x.new_empty(x.shape[:-1], dtype=statistics)
@@ -121,8 +134,8 @@ def _backward(
         workspace = mean.new_empty((partials, 2, weight.numel()))
     _C.dropout_add_layer_norm_backward(
         grad_normed.contiguous(), None if grad_new_residual is None else grad_new_residual.contiguous(),
-        new_residual, weight.contiguous(), mean, rstd, grad_x, grad_residual, grad_weight, grad_bias, workspace,
-        dropout_p, seed_value(seed), torch.get_num_threads(),
+        new_residual, weight.contiguous(), mean, rstd, grad_x, grad_residual, grad_weight, grad_bias,
+        workspace, dropout_p, seed_value(seed), torch.get_num_threads(),
     )  # fmt: skip
     return grads
 
@@ -164,7 +177,9 @@ class _DropoutAddLayerNorm(torch.autograd.Function):
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, grad_normed: Tensor | None, grad_new_residual: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_normed: Tensor | None, grad_new_residual: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         return (*_gradients(_backward, ctx, grad_normed, grad_new_residual), None, None, None)
 
 
@@ -184,17 +199,21 @@ def _gradients(
         needs_weight or needs_bias,
     ]
     grads = iter(
-        backward(grad_normed, grad_new_residual, new_residual, weight, mean, rstd, seed, ctx.dropout_p, wanted)
+        backward(
+            grad_normed, grad_new_residual, new_residual, weight, mean, rstd, seed, ctx.dropout_p, wanted
+        )
     )
     grad_x, grad_residual = (next(grads) if want else None for want in wanted[:2])
     grad_weight, grad_bias = grads if wanted[2] else (None, None)
     return grad_residual if one_for_both else grad_x, grad_residual, grad_weight, grad_bias
 
 
-# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ---------------------------------------------------------------------------------------- torch.ops.glm_ext
 
 
-def _autocast(device: str, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Any, ...]:
+def _autocast(
+    device: str, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *rest: Any
+) -> tuple[Any, ...]:
     return (*cast_for_autocast(torch.float32, x, residual, weight, bias), *rest)
 
 
@@ -206,7 +225,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 @first_order_only
-def _registered_backward(ctx: Any, grad_normed: Tensor | None, grad_new_residual: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _registered_backward(
+    ctx: Any, grad_normed: Tensor | None, grad_new_residual: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
     op = torch.ops.glm_ext.dropout_add_layer_norm_backward
     return (*_gradients(op, ctx, grad_normed, grad_new_residual), None, None, None)
 
@@ -219,8 +240,8 @@ register(
     autocast=_autocast,
 )
 register(
-    "dropout_add_layer_norm_backward(Tensor grad_normed, Tensor? grad_new_residual, Tensor new_residual, Tensor weight, "
-    "Tensor mean, Tensor rstd, Tensor? seed, float dropout_p, bool[3] wanted) -> Tensor[]",
+    "dropout_add_layer_norm_backward(Tensor grad_normed, Tensor? grad_new_residual, Tensor new_residual, "
+    "Tensor weight, Tensor mean, Tensor rstd, Tensor? seed, float dropout_p, bool[3] wanted) -> Tensor[]",
     _backward,
     _backward_fake,
 )

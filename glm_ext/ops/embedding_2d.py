@@ -1,4 +1,4 @@
-"""GLM's input layer: the sum of a token's vector and those of its two positions, with dropout, in one pass."""
+"""GLM's input layer: a token's vector plus those of its two positions, with dropout, in one pass."""
 
 from __future__ import annotations
 
@@ -42,21 +42,22 @@ def embedding_2d(
 ) -> Tensor:
     r"""Embed tokens with two positions each: the place in Part A, and the place inside the span.
 
-    .. math:: out = dropout(token\_table[tokens] + position\_table[positions] + block\_table[block\_positions])
+    .. math:: out = dropout(token\_table[tokens] + position\_table[positions]
+                            + block\_table[block\_positions])
 
-    (Du et al., "GLM", arXiv 2103.10360, section 2.1). The gradients of the tables are dense, each row the sum of its places
-    in their order: the same bits on every run, however often an id comes.
+    (Du et al., "GLM", arXiv 2103.10360, section 2.1). The gradients of the tables are dense, each row the
+    sum of its places in their order: the same bits on every run, however often an id comes.
 
     Args:
         tokens, positions, block_positions: ids, all of one shape ``[...]``; int64, or int32 (converted).
         token_table: ``[V, E]``, float32, float64, bfloat16 or float16.
         position_table, block_table: ``[P, E]`` and ``[P', E]``, in the dtype of ``token_table``.
-        dropout_p: probability that an element of the sum is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``.
-            The mask is drawn from torch's default generator and never stored.
+        dropout_p: probability that an element of the sum is dropped; kept ones are scaled by
+            ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored.
 
     Returns:
-        ``[..., E]`` in the dtype of the tables. Sums are taken in float32 (float64 for float64) and rounded once. Under
-        autocast tables of different dtypes are promoted to the widest, as torch's own sum would be.
+        ``[..., E]`` in the dtype of the tables. Sums are taken in float32 (float64 for float64) and
+        rounded once. Under autocast tables of different dtypes are promoted to the widest.
 
     Raises:
         IndexError: an id outside its table, naming the first one.
@@ -105,12 +106,16 @@ def _forward(
     seed: Tensor | None,
     dropout_p: float,
 ) -> Tensor:
-    ids = [index.to(torch.int64).contiguous() for index in (tokens, positions, block_positions)]
-    tables = [table.contiguous() for table in (token_table, position_table, block_table)]
-    out = _forward_fake(tokens, positions, block_positions, *tables, seed, dropout_p)
-    fault = _C.embedding_2d_forward(*ids, *tables, out, dropout_p, seed_value(seed), torch.get_num_threads())
+    tokens, positions, block_positions = _int64(tokens, positions, block_positions)
+    out = token_table.new_empty((*tokens.shape, token_table.shape[1]))
+    fault = _C.embedding_2d_forward(
+        tokens, positions, block_positions,
+        token_table.contiguous(), position_table.contiguous(), block_table.contiguous(), out,
+        dropout_p, seed_value(seed), torch.get_num_threads(),
+    )  # fmt: skip
     if fault is not None:
-        _raise_out_of_range(fault, ids, [table.shape[0] for table in tables])
+        rows = [table.shape[0] for table in (token_table, position_table, block_table)]
+        _raise_out_of_range(fault, (tokens, positions, block_positions), rows)
     return out
 
 
@@ -138,20 +143,24 @@ def _backward(
     wanted: list[bool],
 ) -> list[Tensor]:
     """The gradients of the wanted tables, in order."""
-    ids = [index.to(torch.int64).contiguous() for index in (tokens, positions, block_positions)]
+    tokens, positions, block_positions = _int64(tokens, positions, block_positions)
     rows, width = tokens.numel(), grad.shape[-1]
     grads = [_zeros(n, width, grad.dtype) for n, want in zip(table_rows, wanted, strict=True) if want]
     given = iter(grads)
-    order = ids[0].new_empty((3, rows))
-    first = ids[0].new_empty(sum(table_rows) + 2 * 3)
+    grad_token, grad_position, grad_block = (next(given) if want else None for want in wanted)
+    token_rows, position_rows, block_rows = table_rows
+
+    order = tokens.new_empty((3, rows))
+    first = tokens.new_empty(sum(table_rows) + 2 * 3)
     sums = torch.float64 if grad.dtype == torch.float64 else torch.float32
     pieces = grad.new_empty((rows // _C.embedding_2d_piece_rows, width), dtype=sums)
     fault = _C.embedding_2d_backward(
-        grad.contiguous(), *ids, *table_rows, *(next(given) if want else None for want in wanted), order, first, pieces,
+        grad.contiguous(), tokens, positions, block_positions, token_rows, position_rows, block_rows,
+        grad_token, grad_position, grad_block, order, first, pieces,
         dropout_p, seed_value(seed), torch.get_num_threads(),
     )  # fmt: skip
     if fault is not None:
-        _raise_out_of_range(fault, ids, table_rows)
+        _raise_out_of_range(fault, (tokens, positions, block_positions), table_rows)
     return grads
 
 
@@ -170,13 +179,19 @@ def _backward_fake(
 
 
 def _zeros(rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Zeros by calloc, through numpy: pages fresh from the system are zero and are not written again. A batch looks up
-    few rows of a vocabulary, and filling the others with zeros would be most of the backward's time."""
+    """Zeros by calloc, through numpy: pages fresh from the system are zero already and are not written again.
+
+    A batch looks up few rows of a vocabulary. To fill the others would take longer than all sums.
+    """
     memory = np.zeros(rows * width * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(memory).view(dtype).view(rows, width)
 
 
-def _raise_out_of_range(fault: tuple[int, int], ids: list[Tensor], table_rows: list[int]) -> None:
+def _int64(*ids: Tensor) -> tuple[Tensor, ...]:
+    return tuple(index.to(torch.int64).contiguous() for index in ids)
+
+
+def _raise_out_of_range(fault: tuple[int, int], ids: tuple[Tensor, ...], table_rows: list[int]) -> None:
     which, row = fault
     index = ids[which]
     value = int(index.flatten()[row])
@@ -212,7 +227,7 @@ def _gradients(backward: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     return (None, None, None, *(next(grads) if want else None for want in wanted), None, None)
 
 
-# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ---------------------------------------------------------------------------------------- torch.ops.glm_ext
 
 
 def _autocast(device: str, *args: Any) -> tuple[Any, ...]:
@@ -225,15 +240,15 @@ def _registered_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 register(
-    "embedding_2d(Tensor tokens, Tensor positions, Tensor block_positions, Tensor token_table, Tensor position_table, "
-    "Tensor block_table, Tensor? seed, float dropout_p) -> Tensor",
+    "embedding_2d(Tensor tokens, Tensor positions, Tensor block_positions, Tensor token_table, "
+    "Tensor position_table, Tensor block_table, Tensor? seed, float dropout_p) -> Tensor",
     _forward,
     _forward_fake,
     autocast=_autocast,
 )
 register(
-    "embedding_2d_backward(Tensor grad, Tensor tokens, Tensor positions, Tensor block_positions, Tensor? seed, "
-    "float dropout_p, SymInt[3] table_rows, bool[3] wanted) -> Tensor[]",
+    "embedding_2d_backward(Tensor grad, Tensor tokens, Tensor positions, Tensor block_positions, "
+    "Tensor? seed, float dropout_p, SymInt[3] table_rows, bool[3] wanted) -> Tensor[]",
     _backward,
     _backward_fake,
 )

@@ -270,6 +270,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(hidden, weight, targets, loss_mask, grad_hidden, grad_weight)
 
 
+@first_order_only
 def _registered_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return _gradients(ctx, grad, torch.ops.glm_ext.linear_cross_entropy_backward, torch.mul)
 
@@ -280,7 +281,9 @@ def _gradients(ctx: Any, grad: Tensor, backward: Any, scale: Any) -> tuple[Tenso
     if ctx.reduction == "none":
         grads = backward(grad, hidden, weight, targets, loss_mask, ctx.label_smoothing, *wanted)
     else:
-        grads = [scale(g, grad).to(hidden.dtype) if want else g for g, want in zip(grads, wanted, strict=True)]
+        grads = [
+            scale(g, grad).to(hidden.dtype) if want else g for g, want in zip(grads, wanted, strict=True)
+        ]
     return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None,) * 6)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glm_ext import _C
-from glm_ext.ops._arguments import check_floating, check_like, check_lengths, check_probability, check_shape
+from glm_ext.ops._arguments import check_floating, check_lengths, check_like, check_probability, check_shape
 from glm_ext.ops._library import (
     autocast_dtype,
     cast_for_autocast,
@@ -249,6 +249,7 @@ def _autocast(device: str, query: Tensor, key: Tensor, value: Tensor, *rest: Any
     return (*cast_for_autocast(autocast_dtype(device), query, key, value), *rest)
 
 
+@first_order_only
 def _registered_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     return _gradients(torch.ops.glm_ext.span_attention_backward, ctx, grad_out, grad_lse)
 

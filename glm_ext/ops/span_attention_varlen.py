@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from glm_ext.ops._arguments import check_floating, check_integer, check_lengths, check_probability, check_shape
+from glm_ext.ops._arguments import (
+    check_floating,
+    check_integer,
+    check_lengths,
+    check_probability,
+    check_shape,
+)
 from glm_ext.ops._library import autocast_dtype, cast_for_autocast, draw_seed
 from glm_ext.ops.span_attention import Lengths, attend, check_heads
 
@@ -40,6 +46,7 @@ def span_attention_varlen(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
 
+    >>> import torch
     >>> x = torch.randn(5, 2, 8, dtype=torch.float64)
     >>> packed = span_attention_varlen(x, x, x, torch.tensor([0, 2, 5]), prefix_len=torch.tensor([1, 2]))
     >>> second = x[2:].transpose(0, 1)[None]

@@ -1,7 +1,7 @@
-"""The ops as the shared tests see them: a few valid calls each. test_contract.py runs everything on every one of them.
+"""The ops as the shared tests see them, a few valid calls each. test_contract.py runs all on every one.
 
-To add an op, add an entry to SAMPLES. How its registered form is called need not be said: it is recorded from the public
-function (`registered_calls`).
+To add an op, add an entry to SAMPLES. How its registered form is called need not be said: it is recorded from
+the public function (`registered_calls`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from glm_ext.ops import reference
 class Sample:
     """One call of one op: `op(*inputs(batch), **kwargs)`.
 
-    `inputs(batch)` makes the positional arguments, random values in float32; batch 0 must give an empty batch. Those at
-    `differentiable` are cast to the dtype under test and get gradients, the others are passed on as they are.
+    `inputs(batch)` makes the positional arguments, random, in float32; batch 0 must give an empty batch.
+    Those at `differentiable` are cast to the dtype under test and get gradients, the others are passed on.
     Keep the sizes odd and small: gradcheck visits every element.
     """
 
@@ -109,36 +109,72 @@ def registered_calls(sample: Sample) -> list[Call]:
 # ------------------------------------------------------------------------------------------------ the ops
 
 
-def _dropout_add_layer_norm_inputs(batch: int) -> list[Any]:
+def _span_attention(batch: int) -> list[Any]:
+    prefix_len, seq_len = torch.tensor([3, 0, 9, 1, 5])[:batch], torch.tensor([9, 7, 9, 2, 5])[:batch]
+    query, key, value = torch.randn(batch, 4, 9, 5), torch.randn(batch, 2, 9, 5), torch.randn(batch, 2, 9, 5)
+    return [query, key, value, prefix_len, seq_len]
+
+
+def _span_attention_varlen(batch: int) -> list[Any]:
+    lengths = torch.tensor([4, 7, 1, 3, 5])[:batch]
+    cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    N = int(cu_seqlens[-1])
+    return [*(torch.randn(N, heads, 5) for heads in (4, 2, 2)), cu_seqlens, lengths // 2]
+
+
+def _dropout_add_layer_norm(batch: int) -> list[Any]:
     return [torch.randn(batch, 3, 19), torch.randn(batch, 3, 19), torch.randn(19), torch.randn(19)]
 
 
-def _embedding_2d_inputs(batch: int) -> list[Any]:
+def _embedding_2d(batch: int) -> list[Any]:
     ids = [torch.randint(0, rows, (batch, 5)) for rows in (11, 7, 3)]
     return [*ids, torch.randn(11, 19), torch.randn(7, 19), torch.randn(3, 19)]
 
 
+def _gelu_mlp(batch: int) -> list[Any]:
+    return [torch.randn(batch, 3, 5), torch.randn(13, 5), torch.randn(13), torch.randn(7, 13), torch.randn(7)]
+
+
+def _linear_cross_entropy(batch: int) -> list[Any]:
+    loss_mask = torch.arange(batch * 5).remainder(3).reshape(batch, 5) / 2
+    return [torch.randn(batch, 5, 7), torch.randn(19, 7), torch.randint(0, 19, (batch, 5)), loss_mask]
+
+
+def _samples(
+    name: str, inputs: Callable[[int], list[Any]], differentiable: tuple[int, ...], *variants: dict[str, Any]
+) -> list[Sample]:
+    """One sample of ops.`name` for each variant of its keyword arguments."""
+    return [
+        Sample(
+            name="-".join((name, *map(str, kwargs.values()))),
+            op=getattr(ops, name),
+            reference=getattr(reference, name),
+            inputs=inputs,
+            differentiable=differentiable,
+            kwargs=kwargs,
+        )
+        for kwargs in variants
+    ]
+
+
+DROPOUT: list[dict[str, Any]] = [{"dropout_p": 0.0}, {"dropout_p": 0.1}]
 SAMPLES = [
-    *(
-        Sample(
-            name=f"dropout_add_layer_norm-{p}",
-            op=ops.dropout_add_layer_norm,
-            reference=reference.dropout_add_layer_norm,
-            inputs=_dropout_add_layer_norm_inputs,
-            differentiable=(0, 1, 2, 3),
-            kwargs={"dropout_p": p},
-        )
-        for p in (0.0, 0.1)
+    *_samples("span_attention", _span_attention, (0, 1, 2), *DROPOUT, {"dropout_p": 0.1, "return_lse": True}),
+    *_samples("span_attention_varlen", _span_attention_varlen, (0, 1, 2), *DROPOUT),
+    *_samples("dropout_add_layer_norm", _dropout_add_layer_norm, (0, 1, 2, 3), *DROPOUT),
+    *_samples("embedding_2d", _embedding_2d, (3, 4, 5), *DROPOUT),
+    *_samples(
+        "gelu_mlp",
+        _gelu_mlp,
+        (0, 1, 2, 3, 4),
+        *({"recompute": kept, "approximate": "tanh"} for kept in ("none", "activation", "all")),
+        {"recompute": "activation", "approximate": "none"},
     ),
-    *(
-        Sample(
-            name=f"embedding_2d-{p}",
-            op=ops.embedding_2d,
-            reference=reference.embedding_2d,
-            inputs=_embedding_2d_inputs,
-            differentiable=(3, 4, 5),
-            kwargs={"dropout_p": p},
-        )
-        for p in (0.0, 0.1)
+    *_samples(
+        "linear_cross_entropy",
+        _linear_cross_entropy,
+        (0, 1),
+        {"reduction": "mean", "label_smoothing": 0.1},
+        {"reduction": "none"},
     ),
 ]

@@ -106,10 +106,14 @@ def test_nan_propagates(sample: Sample) -> None:
         ours, expected = sample(*arguments), sample.truth(*arguments)
         gradients(ours, sample.leaves(arguments))
         for a, b in zip(ours, expected, strict=True):
-            assert torch.equal(a.isnan(), b.isnan()), f"NaN in argument {i}"
+            assert (a.isnan() | ~b.isnan()).all(), f"a NaN in argument {i} was lost"
+            if (
+                sample.kwargs.get("dropout_p", 0.0) == 0.0
+            ):  # else a NaN of a dropped weight may or may not show
+                assert torch.equal(a.isnan(), b.isnan()), f"a NaN in argument {i} leaked"
 
 
-# ------------------------------------------------------------------------------------------------ the same bits
+# -------------------------------------------------------------------------------------------- the same bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
@@ -193,8 +197,10 @@ def test_double_backward_raises(sample: Sample, path: None) -> None:
 
 
 def test_gradient_penalty_raises(sample: Sample, path: None) -> None:
-    """The incoming gradient is constant, the op's own second derivative is asked for. Where torch's own composite has
-    none (embedding_2d is linear), the gradient has nothing to differentiate."""
+    """The incoming gradient is constant, the op's own second derivative is asked for.
+
+    Where torch's own composite has none (embedding_2d is linear), the gradient has nothing to differentiate.
+    """
     arguments = sample.arguments()
     leaves = sample.leaves(arguments)
     grads = gradients(sample(*arguments), leaves, create_graph=True)
@@ -269,7 +275,7 @@ def test_export_keeps_one_node(sample: Sample) -> None:
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_autocast(sample: Sample, dtype: torch.dtype, path: None) -> None:
-    """Dtypes as torch's own composite has them, errors within the rule of the composite's; mixed inputs included."""
+    """Dtypes as torch's own composite has them, errors within the rule of its; mixed inputs too."""
     arguments = sample.arguments()
     first = sample.differentiable[0]
     arguments[first] = arguments[first].detach().to(dtype).requires_grad_()

@@ -85,7 +85,18 @@ def test_rows_that_nothing_looks_up_get_no_gradient() -> None:
     for table in tables:
         expected = torch.zeros_like(table)
         expected[2] = 1.0
-        assert table.grad is not None and torch.equal(table.grad, expected)
+        assert table.grad is not None
+        assert torch.equal(table.grad, expected)
+
+
+def test_dropped_elements_are_zero_whatever_they_held() -> None:
+    ids, tables = make_ids((2, 3), (4, 4, 4)), make_tables((4, 4, 4), 9)
+    tables[0].fill_(torch.nan)
+    leaves = [t.requires_grad_() for t in tables]
+    out = ops.embedding_2d(*ids, *leaves, dropout_p=1.0)
+    assert (out == 0.0).all()
+    grads = torch.autograd.grad(out, leaves, torch.full_like(out, torch.nan))
+    assert all((t == 0.0).all() for t in grads)
 
 
 def test_one_table_for_all_three() -> None:

@@ -15,8 +15,8 @@ from glm_ext.ops import reference
 
 from .tolerance import DTYPES, check_op
 
-# N, E, V: single elements, primes, several chunks (48 rows each at V = 30011), vocabularies around a vector and a tile
-SHAPES = [(1, 1, 1), (7, 3, 5), (53, 17, 31), (96, 64, 129), (11, 131, 1021), (101, 5, 30011)]
+# N, E, V: single elements, primes, sizes around a vector and a tile; the last two make several chunks of rows
+SHAPES = [(1, 1, 1), (7, 3, 5), (53, 17, 31), (96, 96, 129), (11, 131, 1021), (201, 5, 30011), (701, 3, 7)]
 
 
 class Inputs:
@@ -41,7 +41,9 @@ class Inputs:
         return loss, *torch.autograd.grad(loss.sum(), (hidden, weight))
 
 
-def with_targets(op: Callable[..., Tensor], x: Inputs, mask: Tensor | None, **kwargs: Any) -> Callable[..., Tensor]:
+def with_targets(
+    op: Callable[..., Tensor], x: Inputs, mask: Tensor | None, **kwargs: Any
+) -> Callable[..., Tensor]:
     return lambda hidden, weight: op(hidden, weight, x.targets, mask, **kwargs)
 
 
@@ -78,12 +80,12 @@ def test_matches_torch(label_smoothing: float) -> None:
     theirs = F.cross_entropy(
         F.linear(hidden, weight), x.targets, ignore_index=-100, label_smoothing=label_smoothing
     )
-    ours = ops.linear_cross_entropy(
-        hidden, weight, x.targets, x.mask != 0, label_smoothing=label_smoothing
-    )
+    ours = ops.linear_cross_entropy(hidden, weight, x.targets, x.mask != 0, label_smoothing=label_smoothing)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(
-        torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(theirs, (hidden, weight)), strict=True
+        torch.autograd.grad(ours, (hidden, weight)),
+        torch.autograd.grad(theirs, (hidden, weight)),
+        strict=True,
     ):
         torch.testing.assert_close(a, b)
 
@@ -331,10 +333,20 @@ H, W, T = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
         ((H, W, T, torch.ones(4)), {}, ValueError, r"loss_mask: expected shape \[3\] .*, got \[4\]"),
         ((H, W[:, :3], T), {}, ValueError, r"weight: expected shape \[any, 4\] \(V, E\), got \[5, 3\]"),
         ((H, W[:0], T), {}, ValueError, r"weight: expected \[V, E\] with V >= 1, got \[0, 4\]"),
-        ((H[:, :0], W[:, :0], T), {}, ValueError, r"hidden: expected \[\.\.\., E\] with E >= 1, got \[3, 0\]"),
+        (
+            (H[:, :0], W[:, :0], T),
+            {},
+            ValueError,
+            r"hidden: expected \[\.\.\., E\] with E >= 1, got \[3, 0\]",
+        ),
         ((H, W, T[:2]), {}, ValueError, r"targets: expected shape \[3\] .*, got \[2\]"),
         ((H, W, T), {"label_smoothing": 1.5}, ValueError, r"label_smoothing: .* got 1\.5"),
-        ((H, W, T), {"reduction": "max"}, ValueError, 'reduction: expected "mean", "sum" or "none", got \'max\''),
+        (
+            (H, W, T),
+            {"reduction": "max"},
+            ValueError,
+            'reduction: expected "mean", "sum" or "none", got \'max\'',
+        ),
     ],
 )
 def test_bad_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], error: type, message: str) -> None:

@@ -1,4 +1,5 @@
 // Attention backward. Probabilities are computed again from lse, and with delta = rowsum(dO out) - dlse
+// (out as it was rounded to its dtype: a row of few keys with dropout keeps that rounding in its dQ)
 //   dS = P (dP - delta),  dP = V dO,  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO   (docs/math.md).
 //
 // A work item is a chunk of the keys of one key head: all of them, unless heads are fewer than threads are
@@ -18,7 +19,8 @@ namespace {
 
 // out[key][slot] = sum_d a[key][d] b[d][slot]
 template <class C>
-void multiply_panel(int64_t keys, int64_t depth, const C* a, int64_t stride, const C* b, C* out) {
+[[gnu::noinline]] void multiply_panel(int64_t keys, int64_t depth, const C* a, int64_t stride, const C* b,
+                                      C* out) {
   constexpr int kVectors = kPanelVectors<C>, kWidth = kPanelRows<C>;
   for_row_tiles(keys, [&](auto height, int64_t key) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;
@@ -32,11 +34,23 @@ void multiply_panel(int64_t keys, int64_t depth, const C* a, int64_t stride, con
   });
 }
 
-// out[key][d] += sum_slot a[key][slot] b[slot][d] over kVectors vectors of d and the panels that a tile of keys
-// is seen by; panels see ever more keys, `first_panel(key)` is the first that sees `key`.
-template <class C, int kVectors, class FirstPanel>
-GLM_INLINE void add_columns(int64_t keys, int64_t panels, const C* a, int64_t a_panel, const C* b, C* out,
-                            int64_t stride, const FirstPanel& first_panel) {
+// out[slot] = sum_d a[d][slot] b[d][slot], in the order of multiply_panel: a row that sees one key has an
+// exact zero in dP - delta.
+template <class C>
+void multiply_slots(int64_t depth, const C* a, const C* b, C* out) {
+  for (int slot = 0; slot < kPanelRows<C>; slot += kLanes<C>) {
+    Vec<C> sum = {};
+    for (int64_t d = 0; d < depth; ++d)
+      sum = fma(load(a + d * kPanelRows<C> + slot), load(b + d * kPanelRows<C> + slot), sum);
+    store(out + slot, sum);
+  }
+}
+
+// out[key][d] += sum_slot a[key][slot] b[slot][d] over kVectors vectors of d and the panels that a tile of
+// keys is seen by: panel p sees seen[p] keys, none fewer than the one before.
+template <class C, int kVectors>
+[[gnu::noinline]] void add_columns(int64_t keys, const int64_t* seen, int64_t panels, const C* a,
+                                   int64_t a_panel, const C* b, C* out, int64_t stride) {
   constexpr int kWidth = kPanelRows<C>;
   for_row_tiles(keys, [&](auto height, int64_t key) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;
@@ -46,8 +60,11 @@ GLM_INLINE void add_columns(int64_t keys, int64_t panels, const C* a, int64_t a_
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) tile.at[r][v] = load(at + r * stride + v * kLanes<C>);
     }
-    for (int64_t panel = first_panel(key); panel < panels; ++panel)
-      tile.accumulate(kWidth, a + panel * a_panel + key * kWidth, kWidth, 1, b + panel * kWidth * stride, stride);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      if (seen[panel] <= key) continue;
+      tile.accumulate(kWidth, a + panel * a_panel + key * kWidth, kWidth, 1, b + panel * kWidth * stride,
+                      stride);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < height.value; ++r) {
 #pragma GCC unroll 4
@@ -58,14 +75,16 @@ GLM_INLINE void add_columns(int64_t keys, int64_t panels, const C* a, int64_t a_
 
 // From scores and dP to (dropped) probabilities and dS, in place.
 template <class C, bool kMasked>
-GLM_INLINE auto score_gradients(const PanelView<C>& view, const C* lse, const C* delta, C* probs, C* grads) {
+GLM_INLINE auto score_gradients(const PanelView<C>& view, C keep_scale, const C* lse, const C* delta,
+                                C* probs, C* grads) {
   return [=, &view](int64_t key, const auto& keep) GLM_INLINE_BODY {
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors<C>; ++v) {
       const int64_t at = key * kPanelRows<C> + v * kLanes<C>;
       Vec<C> p = exp2(load(probs + at) - load(lse + v * kLanes<C>));
       if constexpr (kMasked) p = view.mask(key, v, p, Vec<C>{});
-      store(grads + at, p * (keep(v, load(grads + at)) - load(delta + v * kLanes<C>)));
+      store(grads + at,
+            p * fma(keep(v, load(grads + at)), broadcast(keep_scale), -load(delta + v * kLanes<C>)));
       store(probs + at, keep(v, p));
     }
   };
@@ -82,20 +101,30 @@ struct BackwardItem {
   int64_t b, kv_head, group;
   SpanSequence sequence;
   int64_t depth, stride, padded_rows;
-  C* grad_queries;            // [G][padded_rows / kWidth][stride][kWidth]
-  C *lse, *delta;             // [G][padded_rows], by slot, lse in units of log 2
-  C *keys, *values;           // [kBlockKeys][stride]
-  C *grad_keys, *grad_values; // likewise
+  int64_t first_live = 0;           // queries before this one see nothing
+  bool have_statistics = false;     // lse and delta are read with the first block
+  C* grad_queries;                  // [G][padded_rows / kWidth][stride][kWidth]
+  C *lse, *delta;                   // [G][padded_rows], by slot, lse in units of log 2
+  C *keys, *values;                 // [kBlockKeys][stride]
+  C *grad_keys, *grad_values;       // likewise
   C *query_panel, *grad_out_panel;  // [kPanels][stride][kWidth]
   C *query_rows, *grad_out_rows;    // [kBackwardRows][stride], in order of slots
-  C *probs, *grads;           // [kPanels][kBackwardKeys][kWidth]
+  C *probs, *grads;                 // [kPanels][kBackwardKeys][kWidth]
 
   BackwardItem(const SpanAttentionBackward& params, int64_t b, int64_t kv_head, C* chunk_grad_queries)
-      : params(params), p(params.problem), io(storage(p.dtype, Type<C>{})), b(b), kv_head(kv_head),
-        group(p.group()), sequence(p.sequence(b)), depth(p.head_dim), stride(padded_depth(p)),
+      : params(params),
+        p(params.problem),
+        io(storage(p.dtype, Type<C>{})),
+        b(b),
+        kv_head(kv_head),
+        group(p.group()),
+        sequence(p.sequence(b)),
+        depth(p.head_dim),
+        stride(padded_depth(p)),
         padded_rows(round_up(sequence.rows, kBackwardRows)) {
     const bool own = chunk_grad_queries == nullptr;
-    C* scratch = workspace<C>(Slot::op, static_cast<size_t>(backward_scratch(p) + (own ? grad_query_chunk(p) : 0)));
+    C* scratch =
+        workspace<C>(Slot::op, static_cast<size_t>(backward_scratch(p) + (own ? grad_query_chunk(p) : 0)));
     const auto take = [&](int64_t count) { return std::exchange(scratch, scratch + count); };
     keys = take(kBlockKeys * stride), values = take(kBlockKeys * stride);
     grad_keys = take(kBlockKeys * stride), grad_values = take(kBlockKeys * stride);
@@ -104,6 +133,8 @@ struct BackwardItem {
     probs = take(kBackwardRows * kBackwardKeys), grads = take(kBackwardRows * kBackwardKeys);
     lse = take(group * padded_rows), delta = take(group * padded_rows);
     grad_queries = own ? take(0) : chunk_grad_queries;
+    const SpanMask& mask = sequence.mask;
+    while (first_live < sequence.rows && mask.row_end(first_live) <= mask.begin) ++first_live;
   }
 
   int64_t head(int64_t g) const { return kv_head * group + g; }
@@ -111,54 +142,51 @@ struct BackwardItem {
   // Keys [begin, end): their gradients, and their part of the query gradients.
   void run(int64_t begin, int64_t end) {
     std::fill(grad_queries, grad_queries + group * padded_rows * stride, C(0));
-    read_statistics();
     for (int64_t j0 = begin; j0 < end; j0 += kBlockKeys) block(j0, std::min(end, j0 + kBlockKeys));
   }
 
-  void read_statistics() {
-    for (int64_t g = 0; g < group; ++g) {
-      for (int64_t s = 0; s < padded_rows; ++s) {
-        const int64_t i = s / kWidth * kWidth + slot_row<C>(static_cast<int>(s % kWidth));
-        C& row_lse = lse[g * padded_rows + s];
-        C& row_delta = delta[g * padded_rows + s];
-        row_lse = static_cast<C>(INFINITY), row_delta = C(0);  // a row that sees nothing has no probabilities
-        if (i >= sequence.rows || sequence.mask.row_end(i) <= sequence.mask.begin) continue;
-        const int64_t row = sequence.first_row + i;
-        row_lse = static_cast<C>(kLog2E) *
-                  static_cast<const C*>(params.lse.data)[params.lse.offset(b, head(g), row)];
-        row_delta = io.dot(io.at(params.out, b, head(g), row), io.at(params.grad_out, b, head(g), row), depth);
-        if (params.grad_lse.data != nullptr)
-          row_delta -= static_cast<const C*>(params.grad_lse.data)[params.grad_lse.offset(b, head(g), row)];
-      }
+  // lse and delta of the panel at query i0, from its out and grad_out.
+  void read_statistics(int64_t g, int64_t i0, const C* out_panel, const C* grad_panel) {
+    C* const panel_lse = lse + g * padded_rows + i0;
+    C* const panel_delta = delta + g * padded_rows + i0;
+    multiply_slots(depth, out_panel, grad_panel, panel_delta);
+    for (int slot = 0; slot < kWidth; ++slot) {
+      const int64_t i = i0 + slot_row<C>(slot), row = sequence.first_row + i;
+      panel_lse[slot] = static_cast<C>(INFINITY);  // a row that sees nothing has no probabilities
+      if (i < first_live || i >= sequence.rows) continue;
+      panel_lse[slot] =
+          static_cast<C>(kLog2E) * static_cast<const C*>(params.lse.data)[params.lse.offset(b, head(g), row)];
+      if (params.grad_lse.data != nullptr)
+        panel_delta[slot] -=
+            static_cast<const C*>(params.grad_lse.data)[params.grad_lse.offset(b, head(g), row)];
     }
   }
 
+  // The panel at query i0 of head g of the group; rows that see nothing are not read.
+  RowRange live_rows(const AttentionRows& x, int64_t g, int64_t i0) const {
+    return io.range(x, b, head(g), sequence.first_row + i0, first_live - i0, sequence.rows - i0);
+  }
+
   void block(int64_t j0, int64_t j1) {
-    const int64_t count = round_up(j1 - j0, kRowMultiple);
+    const int64_t count = round_up(j1 - j0, kRowMultiple), row = sequence.first_key + j0;
     std::fill(grad_keys, grad_keys + count * stride, C(0));
     std::fill(grad_values, grad_values + count * stride, C(0));
     const SpanMask& mask = sequence.mask;
     const int64_t end = sequence.rows > 0 ? std::min(j1, mask.seen_end(sequence.rows)) : 0;
     if (std::max(j0, mask.begin) < end) {
-      for (int64_t j = j0; j < j0 + count; ++j) {
-        const bool present = j >= mask.begin && j < end;  // padding is not read
-        const int64_t row = sequence.first_key + j;
-        io.read_row(present ? io.at(p.key, b, kv_head, row) : nullptr, depth, stride, keys + (j - j0) * stride);
-        io.read_row(present ? io.at(p.value, b, kv_head, row) : nullptr, depth, stride,
-                    values + (j - j0) * stride);
-      }
+      const int64_t live = mask.begin - j0, last = end - j0;  // padding is not read
+      io.read_rows(io.range(p.key, b, kv_head, row, live, last), count, depth, stride, keys);
+      io.read_rows(io.range(p.value, b, kv_head, row, live, last), count, depth, stride, values);
       const int64_t first = mask.first_row(std::max(j0, mask.begin)) / kBackwardRows * kBackwardRows;
       for (int64_t g = 0; g < group; ++g) {
         for (int64_t i0 = first; i0 < sequence.rows; i0 += kBackwardRows) queries(g, i0, j0, end);
       }
+      have_statistics = true;  // later keys are seen by no other queries
     }
-    for (int64_t j = j0; j < j1; ++j) {
-      const int64_t row = sequence.first_key + j;
-      io.write_row(grad_keys + (j - j0) * stride, depth, static_cast<C>(p.scale),
-                   io.at_mutable(params.grad_key, b, kv_head, row));
-      io.write_row(grad_values + (j - j0) * stride, depth, static_cast<C>(p.dropout.scale()),
-                   io.at_mutable(params.grad_value, b, kv_head, row));
-    }
+    io.write_rows(grad_keys, stride, depth, static_cast<C>(p.scale),
+                  io.range(params.grad_key, b, kv_head, row, 0, j1 - j0));
+    io.write_rows(grad_values, stride, depth, static_cast<C>(p.dropout.scale()),
+                  io.range(params.grad_value, b, kv_head, row, 0, j1 - j0));
   }
 
   // Queries [i0, i0 + kBackwardRows) of head g of the group against the block's keys [j0, end).
@@ -174,24 +202,17 @@ struct BackwardItem {
   }
 
   void read_queries(int64_t g, int64_t i0, int64_t rows) {
-    const SpanMask& mask = sequence.mask;
-    // Rows that see nothing come first, and are not read.
-    int64_t first = 0;
-    while (first < rows && mask.row_end(i0 + first) <= mask.begin) ++first;
-    const int64_t row = sequence.first_row + i0;
-    for (int64_t i = 0; i < kBackwardRows; i += kWidth) {
-      io.read_panel(io.at(p.query, b, head(g), row + i), p.query.row, first - i, rows - i, depth,
-                    static_cast<C>(p.scale * kLog2E), query_panel + i * stride);
-      io.read_panel(io.at(params.grad_out, b, head(g), row + i), params.grad_out.row, first - i, rows - i,
-                    depth, static_cast<C>(p.dropout.scale()), grad_out_panel + i * stride);
-      for (int slot = 0; slot < kWidth; ++slot) {
-        const int64_t r = i + slot_row<C>(slot);
-        const bool present = r >= first && r < rows;
-        io.read_row(present ? io.at(p.query, b, head(g), row + r) : nullptr, depth, stride,
-                    query_rows + (i + slot) * stride);
-        io.read_row(present ? io.at(params.grad_out, b, head(g), row + r) : nullptr, depth, stride,
-                    grad_out_rows + (i + slot) * stride);
+    for (int64_t i = 0; i < rows; i += kWidth) {
+      C* const queries = query_panel + i * stride;
+      C* const grads_out = grad_out_panel + i * stride;
+      io.read_panel(live_rows(params.grad_out, g, i0 + i), depth, stride, C(1), grads_out,
+                    grad_out_rows + i * stride);
+      if (!have_statistics) {
+        io.read_panel(live_rows(params.out, g, i0 + i), depth, stride, C(1), queries, nullptr);
+        read_statistics(g, i0 + i, queries, grads_out);
       }
+      io.read_panel(live_rows(p.query, g, i0 + i), depth, stride, static_cast<C>(p.scale * kLog2E), queries,
+                    query_rows + i * stride);
     }
   }
 
@@ -213,38 +234,37 @@ struct BackwardItem {
       multiply_panel(view.count, depth, value, stride, grad_out_panel + i * stride, panel_grads);
       const int64_t statistics = g * padded_rows + i0 + i;
       visit_bool(!view.full, [&](auto masked) {
-        const auto gradients = score_gradients<C, masked.value>(view, lse + statistics, delta + statistics,
-                                                                panel_probs, panel_grads);
+        const auto gradients =
+            score_gradients<C, masked.value>(view, static_cast<C>(p.dropout.scale()), lse + statistics,
+                                             delta + statistics, panel_probs, panel_grads);
         if (p.dropout.active()) {
           for_kept_keys(AttentionDropout(p.dropout, b, head(g)), i0 + i, j, view.count, gradients, Vec<C>{});
         } else {
           for_kept_keys<C>(view.count, gradients);
         }
       });
-      add_transposed<C, false>(stride, view.count, key, stride, panel_grads, nullptr, grad_query + i * stride);
+      add_transposed<C, false>(stride, view.count, key, stride, panel_grads, nullptr,
+                               grad_query + i * stride);
     }
     if (most == 0) return;
     // A tile of keys may reach past what a panel sees: there it finds zeros.
     const int64_t panels = ceil_div(rows, kWidth);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t last = std::min(most, seen[panel] + kTallRows);
-      std::fill(probs + panel * kScoreTile + seen[panel] * kWidth, probs + panel * kScoreTile + last * kWidth, C(0));
-      std::fill(grads + panel * kScoreTile + seen[panel] * kWidth, grads + panel * kScoreTile + last * kWidth, C(0));
+      std::fill(probs + panel * kScoreTile + seen[panel] * kWidth, probs + panel * kScoreTile + last * kWidth,
+                C(0));
+      std::fill(grads + panel * kScoreTile + seen[panel] * kWidth, grads + panel * kScoreTile + last * kWidth,
+                C(0));
     }
-    const auto first_panel = [&](int64_t row) {
-      int64_t panel = 0;
-      while (seen[panel] <= row) ++panel;
-      return panel;
-    };
     constexpr int kLane = kLanes<C>;
     int64_t d = 0;
     for (; d + 2 * kLane <= stride; d += 2 * kLane) {
-      add_columns<C, 2>(most, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride, first_panel);
-      add_columns<C, 2>(most, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride, first_panel);
+      add_columns<C, 2>(most, seen, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride);
+      add_columns<C, 2>(most, seen, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride);
     }
     for (; d < stride; d += kLane) {
-      add_columns<C, 1>(most, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride, first_panel);
-      add_columns<C, 1>(most, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride, first_panel);
+      add_columns<C, 1>(most, seen, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride);
+      add_columns<C, 1>(most, seen, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d, stride);
     }
   }
 };
@@ -257,8 +277,7 @@ void write_grad_query(const SpanAttentionBackward& params, int64_t b, int64_t h,
   const Storage<C>& io = storage(p.dtype, Type<C>{});
   const SpanSequence sequence = p.sequence(b);
   const int64_t stride = padded_depth(p);
-  C* const panel =
-      parts + (h % p.group() * round_up(sequence.rows, kBackwardRows) + i) * stride;
+  C* const panel = parts + (h % p.group() * round_up(sequence.rows, kBackwardRows) + i) * stride;
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
     const C* other = panel + chunk * chunk_size;
     for (int64_t k = 0; k < stride * kPanelRows<C>; k += kLanes<C>)
@@ -266,17 +285,18 @@ void write_grad_query(const SpanAttentionBackward& params, int64_t b, int64_t h,
   }
   C scale[kPanelRows<C>];
   std::fill(scale, scale + kPanelRows<C>, static_cast<C>(p.scale));
-  io.write_panel(panel, scale, std::min<int64_t>(kPanelRows<C>, sequence.rows - i), p.head_dim,
-                 io.at_mutable(params.grad_query, b, h, sequence.first_row + i), params.grad_query.row);
+  io.write_panel(panel, p.head_dim, scale,
+                 io.range(params.grad_query, b, h, sequence.first_row + i, 0, sequence.rows - i));
 }
 
 template <class C>
 void backward(const SpanAttentionBackward& params) {
   const SpanAttention& p = params.problem;
   const int64_t chunks = backward_chunks(p), chunk_size = grad_query_chunk(p);
-  const int64_t chunk_keys = round_up(ceil_div(max_keys(p), chunks), kBlockKeys);
+  const int64_t chunk_keys = round_up(ceil_div(max_keys(p), chunks), kBackwardKeys);
   C* const parts =
-      chunks == 1 ? nullptr : workspace<C>(Slot::sums, static_cast<size_t>(p.batch * p.kv_heads * chunks * chunk_size));
+      chunks == 1 ? nullptr
+                  : workspace<C>(Slot::sums, static_cast<size_t>(p.batch * p.kv_heads * chunks * chunk_size));
   // Early keys are seen by the most queries: the costly items go first.
   parallel_for(p.batch * p.kv_heads * chunks, p.threads, [&](int64_t item) {
     const int64_t head = item % (p.batch * p.kv_heads), chunk = item / (p.batch * p.kv_heads);
@@ -293,7 +313,8 @@ void backward(const SpanAttentionBackward& params) {
   if (chunks > 1) {
     const int64_t panels = ceil_div(max_rows(p), kPanelRows<C>);
     parallel_for(p.batch * p.heads * panels, p.threads, [&](int64_t item) {
-      const int64_t b = item / (p.heads * panels), h = item / panels % p.heads, i = item % panels * kPanelRows<C>;
+      const int64_t b = item / (p.heads * panels), h = item / panels % p.heads,
+                    i = item % panels * kPanelRows<C>;
       C* const head_parts = parts + (b * p.kv_heads + h / p.group()) * chunks * chunk_size;
       if (i < p.sequence(b).rows) write_grad_query(params, b, h, i, head_parts, chunks, chunk_size);
     });
@@ -302,10 +323,10 @@ void backward(const SpanAttentionBackward& params) {
   const Storage<C>& io = storage(p.dtype, Type<C>{});
   const size_t row_bytes = static_cast<size_t>(p.head_dim) * io.bytes;
   for (int64_t n = p.cu_seqlens[p.batch]; n < p.rows; ++n) {  // rows of no sequence
-    for (int64_t h = 0; h < p.heads; ++h) std::memset(io.at_mutable(params.grad_query, 0, h, n), 0, row_bytes);
+    for (int64_t h = 0; h < p.heads; ++h) std::memset(io.at(params.grad_query, 0, h, n), 0, row_bytes);
     for (int64_t h = 0; h < p.kv_heads; ++h) {
-      std::memset(io.at_mutable(params.grad_key, 0, h, n), 0, row_bytes);
-      std::memset(io.at_mutable(params.grad_value, 0, h, n), 0, row_bytes);
+      std::memset(io.at(params.grad_key, 0, h, n), 0, row_bytes);
+      std::memset(io.at(params.grad_value, 0, h, n), 0, row_bytes);
     }
   }
 }

@@ -1,11 +1,12 @@
-// Attention forward. A work item is kForwardRows queries of one head: transposed once into panels, they meet
-// the keys they see in tiles of kForwardKeys, each widened once per item. Per panel and tile: scores with their
-// running maximum, exp2 of the difference, out^T = out^T * correction + V^T P^T (Milakov & Gimelshein, "Online
-// normalizer calculation for softmax", 2018). Scores and maxima are in units of log 2: scale * log2(e) is
-// folded into the queries.
+// Attention forward. A work item is some queries of one head: transposed once into panels, they meet
+// the keys they see in tiles of kForwardKeys, each widened once per item. Per panel and tile: scores with
+// their running maximum, exp2 of the difference, out^T = out^T * correction + V^T P^T (Milakov & Gimelshein,
+// "Online normalizer calculation for softmax", 2018). Scores and maxima are in units of log 2: scale *
+// log2(e) is folded into the queries.
 #include <utility>
 
 #include "core/dispatch.h"
+#include "cpu/attention/decode.h"
 #include "cpu/attention/softmax.h"
 #include "cpu/attention/storage.h"
 #include "cpu/declarations.h"
@@ -16,23 +17,25 @@ namespace {
 
 // probs[key][slot] = scores, and their maximum per slot into `top`.
 template <class C, bool kMasked>
-GLM_INLINE void scores(const C* keys, int64_t depth, int64_t stride, const C* queries, const PanelView<C>& view,
-                       C* probs, Vec<C>* top) {
+[[gnu::noinline]] void scores(const C* keys, int64_t depth, int64_t stride, const C* queries,
+                              const PanelView<C>& view, C* probs, Vec<C>* top) {
   constexpr int kVectors = kPanelVectors<C>, kWidth = kPanelRows<C>;
   const Vec<C> hidden = broadcast(-static_cast<C>(INFINITY));
   for_row_tiles(view.count, [&](auto height, int64_t key) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;
     tile.clear();
     tile.accumulate(depth, keys + key * stride, stride, 1, queries, kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < height.value; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
+      Vec<C> highest = top[v];
+#pragma GCC unroll 16
+      for (int r = 0; r < height.value; ++r) {
         Vec<C> score = tile.at[r][v];
         if constexpr (kMasked) score = view.mask(key + r, v, score, hidden);
-        top[v] = at_least(score, top[v]);  // a NaN is lost here and comes back with exp2
+        highest = at_least(score, highest);  // a NaN is lost here and comes back with exp2
         store(probs + (key + r) * kWidth + v * kLanes<C>, score);
       }
+      top[v] = highest;
     }
   });
 }
@@ -59,22 +62,30 @@ struct ForwardItem {
   int64_t b, h, i0, rows;  // queries [i0, i0 + rows) of head h of sequence b
   SpanSequence sequence;
   int64_t depth, stride;
-  C *keys, *values;        // [kForwardKeys][stride]
-  C *queries, *out;        // [panels][stride][kPanelRows]
-  C* probs;                // [kForwardKeys][kPanelRows]
-  C *maximum, *sum;        // [kForwardRows]
+  C *keys, *values;  // [kForwardKeys][stride]
+  C *queries, *out;  // [panels][stride][kPanelRows]
+  C* probs;          // [kForwardKeys][kPanelRows]
+  C *maximum, *sum;  // [item_rows]
 
-  ForwardItem(const SpanAttentionForward& params, int64_t b, int64_t h, int64_t i0)
-      : params(params), p(params.problem), io(storage(p.dtype, Type<C>{})), b(b), h(h), i0(i0),
-        rows(0), sequence(p.sequence(b)), depth(p.head_dim), stride(padded_depth(p)) {
-    rows = std::min(kForwardRows, sequence.rows - i0);
+  ForwardItem(const SpanAttentionForward& params, int64_t b, int64_t h, int64_t i0, int64_t item_rows)
+      : params(params),
+        p(params.problem),
+        io(storage(p.dtype, Type<C>{})),
+        b(b),
+        h(h),
+        i0(i0),
+        rows(0),
+        sequence(p.sequence(b)),
+        depth(p.head_dim),
+        stride(padded_depth(p)) {
+    rows = std::min(item_rows, sequence.rows - i0);
     if (rows <= 0) return;
     C* scratch = workspace<C>(Slot::op, static_cast<size_t>(forward_scratch(p)));
     const auto take = [&](int64_t count) { return std::exchange(scratch, scratch + count); };
     keys = take(kForwardKeys * stride), values = take(kForwardKeys * stride);
-    queries = take(kForwardRows * stride), out = take(kForwardRows * stride);
+    queries = take(item_rows * stride), out = take(item_rows * stride);
     probs = take(kForwardKeys * kPanelRows<C>);
-    maximum = take(kForwardRows), sum = take(kForwardRows);
+    maximum = take(item_rows), sum = take(item_rows);
   }
 
   int64_t panels() const { return ceil_div(rows, kPanelRows<C>); }
@@ -83,9 +94,8 @@ struct ForwardItem {
     if (rows <= 0) return;
     for (int64_t panel = 0; panel < panels(); ++panel) {
       const int64_t i = panel * kPanelRows<C>;
-      io.read_panel(io.at(p.query, b, h, sequence.first_row + i0 + i), p.query.row, 0,
-                    std::min<int64_t>(rows - i, kPanelRows<C>), depth, static_cast<C>(p.scale * kLog2E),
-                    queries + i * stride);
+      io.read_panel(io.range(p.query, b, h, sequence.first_row + i0 + i, 0, rows - i), depth, stride,
+                    static_cast<C>(p.scale * kLog2E), queries + i * stride, nullptr);
     }
     std::fill(out, out + panels() * kPanelRows<C> * stride, C(0));
     std::fill(maximum, maximum + panels() * kPanelRows<C>, -static_cast<C>(INFINITY));
@@ -104,14 +114,10 @@ struct ForwardItem {
 
   // Keys [j0, end) and zeros up to the row multiple; padding before mask.begin is not read.
   void read_keys(int64_t j0, int64_t end) {
-    const int64_t kv_head = h / p.group();
-    for (int64_t j = j0; j < j0 + round_up(end - j0, kRowMultiple); ++j) {
-      const bool present = j >= sequence.mask.begin && j < end;
-      const int64_t row = sequence.first_key + j;
-      io.read_row(present ? io.at(p.key, b, kv_head, row) : nullptr, depth, stride, keys + (j - j0) * stride);
-      io.read_row(present ? io.at(p.value, b, kv_head, row) : nullptr, depth, stride,
-                  values + (j - j0) * stride);
-    }
+    const int64_t kv_head = h / p.group(), row = sequence.first_key + j0;
+    const int64_t first = sequence.mask.begin - j0, last = end - j0, count = round_up(last, kRowMultiple);
+    io.read_rows(io.range(p.key, b, kv_head, row, first, last), count, depth, stride, keys);
+    io.read_rows(io.range(p.value, b, kv_head, row, first, last), count, depth, stride, values);
   }
 
   void add_tile(const PanelView<C>& view, int64_t i, int64_t j0) {
@@ -151,25 +157,27 @@ struct ForwardItem {
         lse[row * params.lse.row] = (maximum[i + slot] + std::log2(total)) * static_cast<C>(kLn2);
       total = total == C(0) ? C(0) : static_cast<C>(p.dropout.scale()) / total;
     }
-    io.write_panel(out + i * stride, sum + i, count, depth,
-                   io.at_mutable(params.out, b, h, sequence.first_row + i0 + i), params.out.row);
+    io.write_panel(out + i * stride, depth, sum + i,
+                   io.range(params.out, b, h, sequence.first_row + i0 + i, 0, count));
   }
 };
 
 template <class C>
 void forward(const SpanAttentionForward& params) {
   const SpanAttention& p = params.problem;
-  const int64_t tiles = ceil_div(max_rows(p), kForwardRows), heads = p.batch * p.heads;
+  if (decodes(p)) return decode(params);
+  const int64_t rows = forward_rows(p);
+  const int64_t tiles = ceil_div(max_rows(p), rows), heads = p.batch * p.heads;
   // The last queries see the most keys: the costly items go first.
   parallel_for(tiles * heads, p.threads, [&](int64_t item) {
     const int64_t tile = tiles - 1 - item / heads, head = item % heads;
-    ForwardItem<C>(params, head / p.heads, head % p.heads, tile * kForwardRows).run();
+    ForwardItem<C>(params, head / p.heads, head % p.heads, tile * rows, rows).run();
   });
   if (p.cu_seqlens == nullptr) return;
   const Storage<C>& io = storage(p.dtype, Type<C>{});
   for (int64_t n = p.cu_seqlens[p.batch]; n < p.rows; ++n) {  // rows of no sequence
     for (int64_t h = 0; h < p.heads; ++h) {
-      std::memset(io.at_mutable(params.out, 0, h, n), 0, static_cast<size_t>(p.head_dim) * io.bytes);
+      std::memset(io.at(params.out, 0, h, n), 0, static_cast<size_t>(p.head_dim) * io.bytes);
       static_cast<C*>(params.lse.data)[params.lse.offset(0, h, n)] = -static_cast<C>(INFINITY);
     }
   }

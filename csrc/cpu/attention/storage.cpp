@@ -1,49 +1,80 @@
-#include "core/dispatch.h"
-#include "cpu/attention/tile.h"
-#include "ops/span_attention.h"
 #include "cpu/attention/storage.h"
+
+#include "cpu/attention/tile.h"
 #include "cpu/pack.h"
 
 namespace glm::cpu::GLM_ISA {
 namespace {
 
+constexpr int64_t kAhead = 8;  // rows lie far apart: fetch them before they are asked for
+
 template <class T>
-void read_row(const void* row, int64_t depth, int64_t padded, Compute<T>* out) {
+struct Rows {
+  T* data;
+  int64_t stride, first, last;
+
+  explicit Rows(const RowRange& range)
+      : data(static_cast<T*>(const_cast<void*>(range.data))),
+        stride(range.stride),
+        first(range.first),
+        last(range.last) {}
+
+  bool present(int64_t row) const { return row >= first && row < last; }
+  T* at(int64_t row) const { return data + row * stride; }
+  void prefetch(int64_t row, int64_t depth) const {
+    if (!present(row)) return;
+    const char* bytes = reinterpret_cast<const char*>(at(row));
+    for (int64_t line = 0; line < depth * static_cast<int64_t>(sizeof(T)); line += 64)
+      __builtin_prefetch(bytes + line);
+  }
+};
+
+template <class T>
+void read_rows(const RowRange& range, int64_t count, int64_t depth, int64_t padded, Compute<T>* out) {
   using C = Compute<T>;
   constexpr int64_t kStep = kLanes<C>;
-  const T* in = static_cast<const T*>(row);
-  const int64_t valid = in == nullptr ? 0 : depth;
-  int64_t d = 0;
-  for (; d + kStep <= valid; d += kStep) store(out + d, load_as(in + d));
-  for (; d < padded; d += kStep) {
-    const int count = static_cast<int>(std::max<int64_t>(valid - d, 0));
-    store(out + d, count > 0 ? load_as_first(in + d, count) : Vec<C>{});
+  const Rows<const T> rows(range);
+  for (int64_t row = 0; row < count; ++row, out += padded) {
+    rows.prefetch(row + kAhead, depth);
+    const int64_t valid = rows.present(row) ? depth : 0;
+    const T* in = rows.at(row);
+    int64_t d = 0;
+    for (; d + kStep <= valid; d += kStep) store(out + d, load_as(in + d));
+    for (; d < padded; d += kStep)
+      store(out + d, valid > d ? load_as_first(in + d, static_cast<int>(valid - d)) : Vec<C>{});
   }
 }
 
 template <class T>
-void write_row(const Compute<T>* row, int64_t depth, Compute<T> factor, void* out) {
+void write_rows(const Compute<T>* in, int64_t padded, int64_t depth, Compute<T> factor,
+                const RowRange& range) {
   constexpr int64_t kStep = kLanes<Compute<T>>;
-  T* to = static_cast<T*>(out);
-  for (int64_t d = 0; d < depth; d += kStep)
-    store_as_some(to + d, load(row + d) * factor, static_cast<int>(std::min(kStep, depth - d)));
+  const Rows<T> rows(range);
+  for (int64_t row = rows.first; row < rows.last; ++row) {
+    for (int64_t d = 0; d < depth; d += kStep)
+      store_as_some(rows.at(row) + d, load(in + row * padded + d) * factor,
+                    static_cast<int>(std::min(kStep, depth - d)));
+  }
 }
 
+// Blocks of kLanes queries by kLanes elements, turned over in registers.
 template <class T>
-void read_panel(const void* rows, int64_t row_stride, int64_t first, int64_t last, int64_t depth,
-                Compute<T> factor, Compute<T>* panel) {
+void read_panel(const RowRange& range, int64_t depth, int64_t padded, Compute<T> factor, Compute<T>* panel,
+                Compute<T>* copy) {
   using C = Compute<T>;
   constexpr int kStep = kLanes<C>;
-  const T* in = static_cast<const T*>(rows);
+  const Rows<const T> rows(range);
   for (int slot = 0; slot < kPanelRows<C>; slot += kStep) {
-    for (int64_t d = 0; d < depth; d += kStep) {
-      const int count = static_cast<int>(std::min<int64_t>(kStep, depth - d));
+    for (int i = 0; i < kStep; ++i) rows.prefetch(slot_row<C>((slot + kStep + i) % kPanelRows<C>), depth);
+    for (int64_t d = 0; d < padded; d += kStep) {
+      const int count = static_cast<int>(std::clamp<int64_t>(depth - d, 0, kStep));
       Vec<C> block[kStep];
 #pragma GCC unroll 16
       for (int i = 0; i < kStep; ++i) {
         const int64_t row = slot_row<C>(slot + i);
-        const bool present = row >= first && row < last;
-        block[i] = present ? load_as_some(in + row * row_stride + d, count) * factor : Vec<C>{};
+        block[i] = rows.present(row) ? load_as_some(rows.at(row) + d, count) : Vec<C>{};
+        if (copy != nullptr) store(copy + (slot + i) * padded + d, block[i]);
+        block[i] *= factor;
       }
       transpose<C>(block);
 #pragma GCC unroll 16
@@ -53,11 +84,10 @@ void read_panel(const void* rows, int64_t row_stride, int64_t first, int64_t las
 }
 
 template <class T>
-void write_panel(const Compute<T>* panel, const Compute<T>* factor, int64_t rows, int64_t depth, void* out,
-                 int64_t row_stride) {
+void write_panel(const Compute<T>* panel, int64_t depth, const Compute<T>* factor, const RowRange& range) {
   using C = Compute<T>;
   constexpr int kStep = kLanes<C>;
-  T* to = static_cast<T*>(out);
+  const Rows<T> rows(range);
   for (int slot = 0; slot < kPanelRows<C>; slot += kStep) {
     const Vec<C> scale = load(factor + slot);
     for (int64_t d = 0; d < depth; d += kStep) {
@@ -69,27 +99,15 @@ void write_panel(const Compute<T>* panel, const Compute<T>* factor, int64_t rows
 #pragma GCC unroll 16
       for (int i = 0; i < kStep; ++i) {
         const int64_t row = slot_row<C>(slot + i);
-        if (row < rows) store_as_some(to + row * row_stride + d, block[i], count);
+        if (rows.present(row)) store_as_some(rows.at(row) + d, block[i], count);
       }
     }
   }
 }
 
 template <class T>
-Compute<T> dot(const void* a, const void* b, int64_t depth) {
-  constexpr int64_t kStep = kLanes<Compute<T>>;
-  Vec<Compute<T>> sum = {};
-  for (int64_t d = 0; d < depth; d += kStep) {
-    const int count = static_cast<int>(std::min(kStep, depth - d));
-    sum = fma(load_as_some(static_cast<const T*>(a) + d, count),
-              load_as_some(static_cast<const T*>(b) + d, count), sum);
-  }
-  return reduce_add(sum);
-}
-
-template <class T>
-constexpr Storage<Compute<T>> kStorage = {sizeof(T),     read_row<T>,    write_row<T>,
-                                          read_panel<T>, write_panel<T>, dot<T>};
+constexpr Storage<Compute<T>> kStorage = {sizeof(T), read_rows<T>, read_panel<T>, write_rows<T>,
+                                          write_panel<T>};
 
 }  // namespace
 

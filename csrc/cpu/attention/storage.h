@@ -8,27 +8,33 @@
 
 namespace glm::cpu::GLM_ISA {
 
+// Rows of a tensor: row i begins at data + i * stride elements; those outside [first, last) are never touched
+// and read as zeros. Row 0 is where a tile's row 0 is or would be.
+struct RowRange {
+  const void* data;
+  int64_t stride;
+  int64_t first, last;
+};
+
 template <class C>
 struct Storage {
   size_t bytes;  // of an element
 
-  // A row of `depth` elements into `padded` of C, the rest zero; null reads as zeros.
-  void (*read_row)(const void* row, int64_t depth, int64_t padded, C* out);
-  void (*write_row)(const C* row, int64_t depth, C factor, void* out);
-  // Rows [first, last) of a panel's kPanelRows, transposed to panel[depth][kPanelRows] (tile.h) and scaled; the
-  // other rows are zero. `rows` is where the panel's row 0 is or would be.
-  void (*read_panel)(const void* rows, int64_t row_stride, int64_t first, int64_t last, int64_t depth, C factor,
-                     C* panel);
-  // The panel's first `count` rows, each times its slot's factor.
-  void (*write_panel)(const C* panel, const C* factor, int64_t count, int64_t depth, void* rows,
-                      int64_t row_stride);
-  C (*dot)(const void* a, const void* b, int64_t depth);
+  // out[row][padded] = the first `count` rows, zeros past `depth`.
+  void (*read_rows)(const RowRange& rows, int64_t count, int64_t depth, int64_t padded, C* out);
+  // A query panel (tile.h): panel[depth][kPanelRows] = factor * rows, transposed; and where `copy` is not
+  // null, copy[slot][padded] = the row of each slot as it is.
+  void (*read_panel)(const RowRange& rows, int64_t depth, int64_t padded, C factor, C* panel, C* copy);
+  // The reverse of the first two; row i of a panel is multiplied by its slot's factor.
+  void (*write_rows)(const C* in, int64_t padded, int64_t depth, C factor, const RowRange& rows);
+  void (*write_panel)(const C* panel, int64_t depth, const C* factor, const RowRange& rows);
 
-  const void* at(const AttentionRows& x, int64_t b, int64_t h, int64_t i) const {
-    return static_cast<const char*>(x.data) + x.offset(b, h, i) * static_cast<int64_t>(bytes);
+  // Rows [i, ...) of head h of sequence b, of which [first, last) exist.
+  RowRange range(const AttentionRows& x, int64_t b, int64_t h, int64_t i, int64_t first, int64_t last) const {
+    return {at(x, b, h, i), x.row, first, last};
   }
-  void* at_mutable(const AttentionRows& x, int64_t b, int64_t h, int64_t i) const {
-    return const_cast<void*>(at(x, b, h, i));
+  void* at(const AttentionRows& x, int64_t b, int64_t h, int64_t i) const {
+    return static_cast<char*>(x.data) + x.offset(b, h, i) * static_cast<int64_t>(bytes);
   }
 };
 

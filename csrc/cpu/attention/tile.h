@@ -11,6 +11,9 @@
 #include "cpu/microkernel.h"
 #include "cpu/simd.h"
 
+// The products are functions of their own, never inlined: inside a larger function GCC 12 spills
+// accumulators.
+//
 // After a lambda's parameters: its body belongs to the loop that calls it.
 #define GLM_INLINE_BODY __attribute__((always_inline))
 
@@ -20,7 +23,7 @@ namespace glm::cpu::GLM_ISA {
 template <class C>
 inline constexpr int kPanelVectors = kLanes<C> >= 8 ? 2 : 16 / kLanes<C>;
 template <class C>
-inline constexpr int kPanelRows = kPanelVectors<C>* kLanes<C>;
+inline constexpr int kPanelRows = kPanelVectors<C> * kLanes<C>;
 
 // Rows of a tile of kPanelVectors columns. Any multiple of 8 is a sum of these two.
 #if defined(__AVX512F__)
@@ -52,11 +55,11 @@ GLM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   for (; row < rows; row += kShortRows) body(std::integral_constant<int, kShortRows>{}, row);
 }
 
-// out[row][panel] += sum_k a[k][row] * b[k][panel] for `rows` rows (a multiple of 8), the sum so far scaled by
-// `factor` per query first: out^T += V^T P^T and dQ^T += K^T dS^T.
+// out[row][panel] += sum_k a[k][row] * b[k][panel] for `rows` rows (a multiple of 8), the sum so far scaled
+// by `factor` per query first: out^T += V^T P^T and dQ^T += K^T dS^T.
 template <class C, bool kScaled>
-GLM_INLINE void add_transposed(int64_t rows, int64_t depth, const C* a, int64_t a_stride, const C* b,
-                               const Vec<C>* factor, C* out) {
+[[gnu::noinline]] void add_transposed(int64_t rows, int64_t depth, const C* a, int64_t a_stride, const C* b,
+                                      const Vec<C>* factor, C* out) {
   constexpr int kVectors = kPanelVectors<C>, kWidth = kPanelRows<C>;
   for_row_tiles(rows, [&](auto height, int64_t row) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;

@@ -1,0 +1,120 @@
+"""Every case with its peers taking turns, round after round, in one process: what the performance tables are made from.
+
+    python -m benchmarks.compare [--only REGEX] [--suite ops|attention] [--threads 2] [--seconds 6] --out FILE.json
+
+Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak is measured
+before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glm_ext import _C
+
+from .cases import OURS, Case, all_cases, attention_sweep
+
+SUITES = {"ops": all_cases, "attention": attention_sweep}
+
+
+def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
+    """Medians and p20/p80 of every peer, in seconds; at least five rounds."""
+    peers = case.peers()
+    for run in peers.values():  # compilation, first touch of memory
+        run()
+        run()
+    peak = _C.fma_peak(threads)
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    begin = time.perf_counter()
+    while len(times[OURS]) < 5 or time.perf_counter() - begin < seconds:
+        for name, run in peers.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    results = {}
+    for name, values in times.items():
+        p20, *_, p80 = statistics.quantiles(values, n=5)
+        results[name] = {"median": statistics.median(values), "p20": p20, "p80": p80, "rounds": len(values)}
+    return {
+        "op": case.op,
+        "name": case.name,
+        "shape": case.shape,
+        "flops": case.flops,
+        "bytes": case.bytes,
+        "peak_gflops": peak,
+        "peers": results,
+    }
+
+
+def conditions(threads: int) -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip() or "unknown",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "isa": _C.isa(),
+        "torch": torch.__version__,
+        "compiler": _C.compiler(),
+        "allocator": os.environ.get("LD_PRELOAD") or "glibc",
+        "load": os.getloadavg()[0],
+    }
+
+
+def cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def run(cases: Iterable[Case], seconds: float, threads: int, out: Path) -> None:
+    report: dict[str, Any] = {"conditions": conditions(threads), "cases": []}
+    for case in cases:
+        result = measure(case, seconds, threads)
+        report["cases"].append(result)
+        out.write_text(json.dumps(report, indent=1) + "\n")  # after every case: an interrupted run keeps what it has
+        ours = result["peers"][OURS]["median"]
+        line = ", ".join(f"{name} {r['median'] / ours:.2f}x" for name, r in result["peers"].items() if name != OURS)
+        print(f"{case.id}: {ours * 1e3:.3f} ms, {rate(result, ours)}; {line}", flush=True)
+        gc.collect()
+
+
+def rate(result: dict[str, Any], seconds: float) -> str:
+    if result["flops"]:
+        gflops = result["flops"] / seconds * 1e-9
+        return f"{gflops:.1f} GFLOP/s = {gflops / result['peak_gflops']:.0%} of peak"
+    return f"{result['bytes'] / seconds * 1e-9:.1f} GB/s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="ops")
+    parser.add_argument("--only", default="", help="run the cases whose name this regular expression finds")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=6.0, help="at least this long per case")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cases = [case for case in SUITES[options.suite]() if re.search(options.only, case.id)]
+    run(cases, options.seconds, options.threads, options.out)
+
+
+if __name__ == "__main__":
+    main()

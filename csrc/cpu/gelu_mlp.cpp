@@ -1,0 +1,175 @@
+// The MLP as two matrix products forward and four backward; every elementwise step is done where a product
+// reads or writes anyway (cpu/gemm.h). With p = x w1^T + b1 and dp = (dy w2) gelu'(p):
+//   y = gelu(p) w2^T + b2,   dx = dp w1,   dw1 = dp^T x,   db1 = sum_n dp,   dw2 = dy^T gelu(p),   db2 =
+//   sum_n dy.
+#include "ops/gelu_mlp.h"
+
+#include "core/dispatch.h"
+#include "cpu/declarations.h"
+#include "cpu/gelu_simd.h"
+#include "cpu/gemm.h"
+
+namespace glm::cpu::GLM_ISA {
+namespace {
+
+static_assert(kGeluMlpGroupRows % kBlockRows == 0, "a group of rows is summed by one thread, in order");
+
+template <class T>
+struct Activation {
+  Gelu kind;
+  GLM_INLINE Vec<Compute<T>> operator()(Vec<Compute<T>> v) const {
+    return kind == Gelu::tanh ? gelu<Gelu::tanh>(v) : gelu<Gelu::erf>(v);
+  }
+};
+
+// pre = C + bias, and post = gelu(pre).
+template <class T>
+struct StoreActivation {
+  Store<T> pre;
+  T* post;
+  Activation<T> activation;
+
+  GLM_INLINE void operator()(GemmTile<Compute<T>>& tile, int64_t row, int64_t col, int rows, int cols) const {
+    pre(tile, row, col, rows, cols);
+    for_tile<Compute<T>>(tile, rows, cols, [&](int r, int c, const auto&, int count) {
+      const int64_t at = (row + r) * pre.row_stride + col + c;
+      store_as_some(post + at, activation(load_as_some(pre.out + at, count)), count);
+    });
+  }
+};
+
+// grad_pre = C gelu'(pre), and its sums over groups of rows.
+template <class T>
+struct StoreGradPre {
+  using C = Compute<T>;
+  const T* pre;
+  T* grad_pre;
+  int64_t hidden;
+  C* sums;  // [partials, hidden], or null
+  Gelu kind;
+
+  GLM_INLINE void operator()(GemmTile<C>& tile, int64_t row, int64_t col, int rows, int cols) const {
+    for_tile<C>(tile, rows, cols, [&](int r, int c, Vec<C>& v, int count) {
+      const int64_t at = (row + r) * hidden + col + c;
+      const Vec<C> p = load_as_some(pre + at, count);
+      v *= kind == Gelu::tanh ? gelu_grad<Gelu::tanh>(p) : gelu_grad<Gelu::erf>(p);
+      store_as_some(grad_pre + at, v, count);
+    });
+    if (sums == nullptr) return;
+    C* sum = sums + row / kGeluMlpGroupRows * hidden + col;
+    const bool starts = row % kGeluMlpGroupRows == 0;
+    for (int c = 0; c < cols; c += kLanes<C>) {
+      const int count = std::min(kLanes<C>, cols - c);
+      Vec<C> total = starts ? Vec<C>{} : load_as_some(sum + c, count);
+      for (int r = 0; r < rows; ++r) total += tile.at[r][c / kLanes<C>];
+      store_as_some(sum + c, total, count);
+    }
+  }
+};
+
+template <class T>
+Operand<T> by_rows(const Matrix& m) {  // element (i, k) in row i
+  return {static_cast<const T*>(m.data), m.row_stride, m.col_stride};
+}
+
+template <class T>
+Operand<T> by_cols(const Matrix& m) {  // element (i, k) in row k
+  return {static_cast<const T*>(m.data), m.col_stride, m.row_stride};
+}
+
+template <class T>
+void sum_groups(const Compute<T>* sums, int64_t groups, int64_t cols, T* out) {
+  using C = Compute<T>;
+  for (int64_t c = 0; c < cols; c += kLanes<C>) {
+    const int count = static_cast<int>(std::min<int64_t>(kLanes<C>, cols - c));
+    Vec<C> total = {};
+    for (int64_t group = 0; group < groups; ++group) total += load_as_some(sums + group * cols + c, count);
+    store_as_some(out + c, total, count);
+  }
+}
+
+template <class T>
+void sum_rows(const Operand<T>& m, int64_t rows, int64_t cols, Compute<T>* sums, T* out, int threads) {
+  using C = Compute<T>;
+  const int64_t groups = gelu_mlp_partials(rows);
+  parallel_for(groups, threads, [&](int64_t group) {
+    C* sum = sums + group * cols;
+    const int64_t begin = group * kGeluMlpGroupRows, end = std::min(begin + kGeluMlpGroupRows, rows);
+    std::fill(sum, sum + cols, C(0));
+    for (int64_t n = begin; n < end; ++n) {
+      for (int64_t c = 0; c < cols; c += kLanes<C>) {
+        const int count = static_cast<int>(std::min<int64_t>(kLanes<C>, cols - c));
+        store_as_some(sum + c, load_as_some(sum + c, count) + m.template load<true>(n, c, count), count);
+      }
+    }
+  });
+  sum_groups<T>(sums, groups, cols, out);
+}
+
+template <class T>
+void forward(const GeluMlpForward& p) {
+  using C = Compute<T>;
+  const auto& [dtype, kind, rows, width, hidden, width_out] = p.shape;
+  const Store<T> store_pre = {static_cast<T*>(p.pre), hidden, static_cast<const T*>(p.b1)};
+  const Activation<T> activation = {kind};
+  if (p.post) {
+    const StoreActivation<T> store = {store_pre, static_cast<T*>(p.post), activation};
+    gemm<C>(rows, hidden, width, by_rows<T>(p.x), by_rows<T>(p.w1), store, p.threads);
+  } else {
+    gemm<C>(rows, hidden, width, by_rows<T>(p.x), by_rows<T>(p.w1), store_pre, p.threads);
+  }
+  if (!p.y) return;
+  const Store<T> store_y = {static_cast<T*>(p.y), width_out, static_cast<const T*>(p.b2)};
+  if (p.post) {
+    const Operand<T> post = {static_cast<const T*>(p.post), hidden, 1};
+    gemm<C>(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
+  } else {
+    const Mapped post = {Operand<T>{static_cast<const T*>(p.pre), hidden, 1}, activation};
+    gemm<C>(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
+  }
+}
+
+template <class T>
+void backward(const GeluMlpBackward& p) {
+  using C = Compute<T>;
+  const auto& [dtype, kind, rows, width, hidden, width_out] = p.shape;
+  const T* pre = static_cast<const T*>(p.pre);
+  T* grad_pre = static_cast<T*>(p.grad_pre);
+  C* sums = static_cast<C*>(p.sums);
+  if (p.grad_b2)
+    sum_rows<T>(by_rows<T>(p.grad_y), rows, width_out, sums, static_cast<T*>(p.grad_b2), p.threads);
+  if (p.grad_w2) {
+    const Store<T> store = {static_cast<T*>(p.grad_w2), hidden};
+    if (p.post) {
+      const Operand<T> post = {static_cast<const T*>(p.post), 1, hidden};
+      gemm<C>(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
+    } else {
+      const Mapped post = {Operand<T>{pre, 1, hidden}, Activation<T>{kind}};
+      gemm<C>(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
+    }
+  }
+  if (!p.grad_x && !p.grad_w1 && !p.grad_b1) return;
+  const StoreGradPre<T> store = {pre, grad_pre, hidden, p.grad_b1 ? sums : nullptr, kind};
+  gemm<C>(rows, hidden, width_out, by_rows<T>(p.grad_y), by_cols<T>(p.w2), store, p.threads);
+  if (p.grad_b1) sum_groups<T>(sums, gelu_mlp_partials(rows), hidden, static_cast<T*>(p.grad_b1));
+  if (p.grad_x) {
+    const Store<T> store_x = {static_cast<T*>(p.grad_x), width};
+    gemm<C>(rows, width, hidden, Operand<T>{grad_pre, hidden, 1}, by_cols<T>(p.w1), store_x, p.threads);
+  }
+  if (p.grad_w1) {
+    const Store<T> store_w1 = {static_cast<T*>(p.grad_w1), width};
+    gemm<C>(hidden, width, rows, Operand<T>{grad_pre, 1, hidden}, by_cols<T>(p.x), store_w1, p.threads);
+  }
+}
+
+}  // namespace
+
+void gelu_mlp_forward(const GeluMlpForward& p) {
+  visit_floating(p.shape.dtype, [&]<class T>(Type<T>) { forward<T>(p); });
+}
+
+void gelu_mlp_backward(const GeluMlpBackward& p) {
+  visit_floating(p.shape.dtype, [&]<class T>(Type<T>) { backward<T>(p); });
+}
+
+}  // namespace glm::cpu::GLM_ISA

@@ -1,0 +1,222 @@
+"""glm-ext pretrain: text -> tokenizer -> GLM -> loss curve and filled blanks, in one run folder.
+
+config.yaml  tokenizer.json  data.json  metrics.jsonl  tb/  step-N/  loss.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from glm_ext.batch import Batch
+from glm_ext.cli.errors import UserError, user_errors
+from glm_ext.data import (
+    Cloze,
+    GLMTokenizer,
+    TokenDocuments,
+    TokenSpanBatches,
+    encode_documents,
+    held_out_cloze,
+    load_documents,
+    split_documents,
+    target_counts,
+    unigram_loss,
+)
+from glm_ext.generate import fill
+from glm_ext.model import GLM
+from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
+from glm_ext.train.config import (
+    ConfigError,
+    TrainConfig,
+    config_errors,
+    config_parser,
+    from_namespace,
+    setting_names,
+)
+from glm_ext.train.log import RunLog
+from glm_ext.train.plot import plot_loss
+from glm_ext.train.trainer import Diverged, Trainer
+
+_DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the tiny preset
+on the documentation inside Python, a few minutes on a laptop."""
+
+# Steps whose targets are counted for the unigram loss: enough that more would not lower it in the second digit.
+_UNIGRAM_STEPS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run that is ready to start: all that can be wrong with its settings and files has been checked."""
+
+    config: TrainConfig
+    run: Path
+    resume: Checkpoint | None
+    tokenizer: GLMTokenizer
+    model: GLM
+    train: TokenSpanBatches
+    held_out: list[Batch]
+    unigram_loss: float
+    blanks: list[Cloze]
+
+
+def main(arguments: Sequence[str]) -> int:
+    with user_errors():
+        job = prepare(*parse(arguments))
+    return train(job)
+
+
+def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | None]:
+    """The settings, the run folder, and the checkpoint to go on from."""
+    parser = config_parser("glm-ext pretrain", _DESCRIPTION)
+    parser.add_argument("--run", type=str, help="folder of the run; null: runs/pretrain-<date>-<time>")
+    parser.add_argument(
+        "--resume", type=str, help="run folder to go on with, as it was set; --steps may be raised"
+    )
+    with config_errors([*setting_names(), "config", "run", "resume"]):
+        options = parser.parse_args(list(arguments))
+        given = vars(parser.parse_args(list(arguments), defaults=False).as_flat())
+    if options.resume is None:
+        run = Path(options.run or time.strftime("runs/pretrain-%Y%m%d-%H%M%S"))
+        if run.exists():
+            raise UserError(f"{run} exists; go on with it by --resume {run}, or choose another --run")
+        return from_namespace(options), run, None
+
+    run = Path(options.resume)
+    if others := sorted(set(given) - {"resume", "steps"}):
+        raise UserError(
+            f"--resume takes its settings from {run / 'config.yaml'}; leave out --{', --'.join(others)}"
+        )
+    checkpoint, folder = load_checkpoint(run)
+    if folder == run:
+        raise UserError(f"--resume: expected the run folder {run.parent}, got one of its checkpoints")
+    config = TrainConfig.from_yaml(run / "config.yaml")
+    if "steps" in given:
+        config = dataclasses.replace(config, steps=options.steps)
+    if config.steps < checkpoint.state["step"]:
+        raise UserError(
+            f"steps: expected at least {checkpoint.state['step']}, where {folder} is, got {config.steps}"
+        )
+    return config, run, checkpoint
+
+
+def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
+    """Reads the text, trains or loads the tokenizer, makes the model and the run folder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    texts = split_documents(load_documents(config.data.path), config.data.held_out)
+    if resume:
+        tokenizer = GLMTokenizer.load(run)
+    else:
+        tokenizer = GLMTokenizer.train(texts.train, config.data.vocab_size)
+    model_config = config.model.build(tokenizer.padded_vocab_size())
+    if config.data.seq_length > model_config.max_positions:
+        raise ConfigError(
+            f"data.seq_length: expected at most {model_config.max_positions}, the positions of the model, "
+            f"got {config.data.seq_length}; raise model.overrides.max_positions"
+        )
+    documents = encode_documents(tokenizer, texts.train)
+    batches = TokenSpanBatches(
+        documents=documents,
+        ids=tokenizer.ids,
+        batch_size=config.batch_size,
+        max_length=config.data.seq_length,
+        seed=config.seed,
+    )
+    unseen = dataclasses.replace(batches, documents=encode_documents(tokenizer, texts.held_out))
+    held_out = unseen.take(config.eval_batches)
+    blanks = held_out_cloze(texts.held_out, np.random.default_rng(config.seed), 3)
+    torch.manual_seed(config.seed)
+    model = GLM(model_config).to(config.device)
+
+    run.mkdir(parents=True, exist_ok=True)
+    check_same_text(run / "data.json", documents)
+    config.to_yaml(run / "config.yaml")
+    tokenizer.save(run)
+    print(
+        f"text   {len(documents.tokens):,} tokens in {len(documents):,} documents, {len(texts.held_out):,} held out"
+    )
+    print(
+        f"model  {config.model.preset}, {model.num_parameters():,} parameters, {torch.get_num_threads()} threads"
+    )
+    print(f"run    {run}" + (f", from step {resume.state['step']}" if resume else ""), flush=True)
+    return Job(
+        config=config,
+        run=run,
+        resume=resume,
+        tokenizer=tokenizer,
+        model=model,
+        train=batches,
+        held_out=held_out,
+        unigram_loss=unigram_loss(
+            target_counts(batches.take(_UNIGRAM_STEPS), model_config.vocab_size), held_out
+        ),
+        blanks=blanks,
+    )
+
+
+def train(job: Job) -> int:
+    """Trains to the end and reports, or to a signal and says how to go on."""
+    config, run = job.config, job.run
+    start = job.resume.state["step"] if job.resume else 0
+    with RunLog(run, steps=config.steps, start=start, every=config.log_every) as log:
+        if not job.resume:
+            log.unigram(job.unigram_loss)
+        trainer = Trainer(
+            job.model,
+            config,
+            batch_at=job.train.batch,
+            held_out=job.held_out,
+            run=run,
+            log=log,
+            tokenizer=(run / "tokenizer.json").read_text(encoding="utf-8"),
+            resume=job.resume,
+        )
+        try:
+            stopped = trainer.train()
+        except Diverged as error:
+            print(f"glm-ext: {error}", file=sys.stderr)
+            return 1
+    if stopped:
+        print(f"\nstopped by {stopped.name}, saved at step {trainer.progress.step}; go on with:\n")
+        print(f"  {shlex.join(['glm-ext', 'pretrain', '--resume', str(run)])}", flush=True)
+        return 128 + stopped
+    report(job, trainer.evaluate())
+    return 0
+
+
+def report(job: Job, held_out_loss: float) -> None:
+    """Prints what was learned: the loss beside the unigram's, and three blanks beside the truth."""
+    print(f"\nheld-out loss  {held_out_loss:.3f} nats per token")
+    print(f"unigram loss   {job.unigram_loss:.3f} (knowing how frequent each token is, and nothing else)")
+    for blank in job.blanks:
+        [guess] = fill(job.model, job.tokenizer, blank.text).spans
+        print(f"\n  {blank.text}\n    model  {guess.strip() or '(nothing)'}\n    truth  {blank.truth}")
+    print(f"\nloss curve  {plot_loss(job.run)}")
+    print(f"try it      {shlex.join(['glm-ext', 'fill', str(job.run), 'Return the [MASK] of the list.'])}")
+
+
+def check_same_text(path: Path, documents: TokenDocuments) -> None:
+    """Records in a new run which text it learns from; a resumed run must find the same."""
+    now = {
+        "documents": len(documents),
+        "tokens": len(documents.tokens),
+        "sha256": hashlib.sha256(documents.tokens.tobytes()).hexdigest(),
+    }
+    if not path.exists():
+        path.write_text(json.dumps(now, indent=2), encoding="utf-8")
+    elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:
+        raise UserError(
+            f"the text has changed since the run began: {before['tokens']:,} tokens in {before['documents']:,} "
+            f"documents then, {now['tokens']:,} in {now['documents']:,} now; go on with the same text, or for the "
+            "text inside Python with the same Python"
+        )

@@ -1,0 +1,26 @@
+"""Training: settings, loop, checkpoints, records."""
+
+from glm_ext.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from glm_ext.train.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from glm_ext.train.load import LoadedModel, load_model
+from glm_ext.train.log import RunLog
+from glm_ext.train.plot import plot_loss
+from glm_ext.train.trainer import Diverged, Trainer
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "DataConfig",
+    "Diverged",
+    "LoadedModel",
+    "ModelConfig",
+    "OptimConfig",
+    "RunLog",
+    "TrainConfig",
+    "Trainer",
+    "load_checkpoint",
+    "load_model",
+    "plot_loss",
+    "save_checkpoint",
+]

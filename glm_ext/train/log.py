@@ -1,0 +1,157 @@
+"""What a run records: metrics.jsonl and TensorBoard always, and a progress bar or plain lines to read."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from glm_ext.train.extras import require
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class RunLog:
+    """The record of a run, from `start` to `steps`.
+
+    RUN/metrics.jsonl has one JSON object a line, told apart by their keys:
+
+        {"step", "loss", "lr", "grad_norm", "tokens_per_second", "tokens"}   a step
+        {"step", "skipped"}          a step whose loss or gradient was not finite
+        {"step", "held_out_loss"}    an evaluation
+        {"step", "unigram_loss"}     the baseline, once
+
+    A resumed run drops the rows past the checkpoint it starts from, so no step is there twice.
+    """
+
+    def __init__(
+        self, run: Path, *, steps: int, start: int = 0, every: int = 10, stream: IO[str] | None = None
+    ) -> None:
+        self.run, self.steps, self.start, self.every = run, steps, start, every
+        self.stream = stream or sys.stdout
+        self.held_out: float | None = None  # the last one
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.metrics = _open_metrics(self.run / "metrics.jsonl", self.start)
+        writer = require("torch.utils.tensorboard", extra="train").SummaryWriter
+        self.board = writer(str(self.run / "tb"), purge_step=self.start + 1 if self.start else None)
+        self.bar = _Bar(self.start, self.steps) if self.stream.isatty() else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+        self.board.close()
+        self.metrics.close()
+
+    def step(
+        self, step: int, *, loss: float, lr: float, grad_norm: float, tokens_per_second: float, tokens: int
+    ) -> None:
+        rate = round(tokens_per_second)
+        self._write(step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=rate, tokens=tokens)
+        if self.bar:
+            self.bar.advance(step, loss, self.held_out, rate)
+        elif step % self.every == 0 or step == self.steps:
+            done = step - self.start
+            left = (time.perf_counter() - self.began) / done * (self.steps - step)
+            self.message(
+                f"step {step}/{self.steps}  loss {loss:.4f}  lr {lr:.2e}  grad norm {grad_norm:.2f}"
+                f"  {rate:,} tokens/s  {clock(left)} left"
+            )
+
+    def skipped(self, step: int, reason: str) -> None:
+        self._write(step, skipped=reason)
+        self.message(f"step {step}/{self.steps}  skipped: {reason}")
+
+    def evaluation(self, step: int, loss: float) -> None:
+        self.held_out = loss
+        self._write(step, held_out_loss=loss)
+        if not self.bar:
+            self.message(f"step {step}/{self.steps}  held-out loss {loss:.4f}")
+
+    def unigram(self, loss: float) -> None:
+        self._write(self.start, unigram_loss=loss)
+
+    def message(self, text: str) -> None:
+        if self.bar:
+            self.bar.print(text)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def _write(self, step: int, **values: float | str) -> None:
+        # A number that JSON cannot say (nan, inf) becomes null rather than a line that other readers refuse.
+        finite = {k: v if isinstance(v, str) or abs(v) < float("inf") else None for k, v in values.items()}
+        self.metrics.write(json.dumps({"step": step, **finite}) + "\n")
+        self.metrics.flush()
+        for key, value in values.items():
+            if not isinstance(value, str):
+                self.board.add_scalar(key, value, step)
+
+
+class _Bar:
+    """The progress bar of a terminal."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        progress = require("rich.progress", extra="train")
+        self._progress = progress.Progress(
+            progress.TextColumn("step {task.completed}/{task.total}"),
+            progress.BarColumn(bar_width=24),
+            progress.TextColumn("{task.description}"),
+            progress.TimeRemainingColumn(compact=True),
+            speed_estimate_period=60,
+        )
+        self._task = self._progress.add_task("", total=steps, completed=start)
+        self._progress.start()
+
+    def advance(self, step: int, loss: float, held_out: float | None, rate: int) -> None:
+        known = f"loss {loss:.3f}" + ("" if held_out is None else f" · held-out {held_out:.3f}")
+        self._progress.update(
+            self._task, completed=step, description=f"{known} · {rate:,} tokens/s · time left"
+        )
+
+    def print(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of RUN/metrics.jsonl. A last line that a crash cut short is left out."""
+    rows = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours where there are any.
+
+    Example:
+        >>> clock(61.2), clock(7325)
+        ('1:01', '2:02:05')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _open_metrics(path: Path, start: int) -> IO[str]:
+    if path.exists():
+        kept = [json.dumps(row) + "\n" for row in read_metrics(path.parent) if row["step"] <= start]
+        scratch = path.with_suffix(".partial")
+        scratch.write_text("".join(kept), encoding="utf-8")
+        os.replace(scratch, path)
+    return path.open("a", encoding="utf-8")

@@ -1,0 +1,216 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from glm_ext.cli import main
+from glm_ext.train import TrainConfig, load_checkpoint, load_model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_run):
+    """A run that went through."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["pretrain", *small_run, "--run", str(run)]) == 0
+    return run
+
+
+def test_run_folder_holds_everything(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        *("config.yaml", "tokenizer.json", "data.json", "metrics.jsonl", "tb", "step-12", "loss.png")
+    }
+    assert {path.name for path in (finished / "step-12").iterdir()} == {
+        *("model.safetensors", "config.json", "tokenizer.json", "manifest.json"),
+        *("optimizer.safetensors", "rng.safetensors", "state.json"),
+    }
+    assert TrainConfig.from_yaml(finished / "config.yaml").steps == 12
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert [row["step"] for row in rows if "held_out_loss" in row] == [4, 8, 12]
+    assert list((finished / "tb").glob("events.*"))
+
+
+def test_report_has_the_losses_and_three_blanks(tmp_path, small_run, capsys):
+    assert main(["pretrain", *small_run, "--steps", "2", "--run", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"held-out loss  \d\.\d{3} nats", printed)
+    assert re.search(r"unigram loss   \d\.\d{3} ", printed)
+    assert printed.count("[MASK]") == 4  # three blanks and the command to try
+    assert len(re.findall(r"\n    model .*\n    truth  \w+", printed)) == 3
+    assert f"loss curve  {tmp_path / 'run' / 'loss.png'}" in printed
+
+
+def test_trained_model_fills_blanks(finished, capsys):
+    assert main(["fill", str(finished), "The [MASK] sees another [MASK].", "--max_length", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("The") and "[MASK]" not in printed
+    model, tokenizer = load_model(finished)
+    assert not model.training and model.config.vocab_size >= tokenizer.vocab_size
+
+
+def test_config_file_and_overrides(tmp_path, small_run, capsys):
+    (tmp_path / "c.yaml").write_text("steps: 7\noptim:\n  lr: 1e-4\n")
+    arguments = ["pretrain", "--config", str(tmp_path / "c.yaml"), *small_run, "--steps", "1"]
+    assert main([*arguments, "--run", str(tmp_path / "run")]) == 0
+    config = TrainConfig.from_yaml(tmp_path / "run" / "config.yaml")
+    assert (config.steps, config.optim.lr) == (1, 1e-4)
+
+
+def start(arguments):
+    """The command as a child process; what the machine's own threads do stays out of the way."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "glm_ext.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_says_how_to_go_on(tmp_path, small_run, finished, number):
+    """Stopped somewhere after step 3, resumed by the printed command, the run ends with the same bits."""
+    run = tmp_path / "a run"  # the space must survive in the printed command
+    child = start(["pretrain", *small_run, "--steps", "100000", "--run", str(run)])
+    for line in child.stdout:
+        if line.startswith("step 3/"):
+            child.send_signal(number)
+            break
+    printed = child.communicate(timeout=60)[0]
+    assert child.returncode == 128 + number
+    stopped_at = int(re.search(rf"stopped by {number.name}, saved at step (\d+); go on with:", printed)[1])
+    assert printed.splitlines()[-1] == f"  glm-ext pretrain --resume '{run}'"
+    assert load_checkpoint(run)[1].name == f"step-{stopped_at}"
+
+    assert main(["pretrain", "--resume", str(run), "--steps", str(stopped_at + 2)]) == 0
+    assert load_checkpoint(run)[0].state["step"] == stopped_at + 2
+
+
+def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, small_run, finished):
+    """Killed without warning after its checkpoint at step 5; twelve steps are the same, with dropout."""
+    run = tmp_path / "run"
+    killed = """
+import os, sys
+from glm_ext.cli import main
+from glm_ext.train import trainer
+save = trainer.save_checkpoint
+def save_and_die(run, step, *args, **kwargs):
+    if step == 10:
+        os._exit(9)
+    return save(run, step, *args, **kwargs)
+trainer.save_checkpoint = save_and_die
+main(sys.argv[1:])
+"""
+    arguments = ["pretrain", *small_run, "--save_every", "5", "--run", str(run)]
+    child = subprocess.run([sys.executable, "-c", killed, *arguments], timeout=120, check=False)
+    assert child.returncode == 9
+    assert load_checkpoint(run)[1].name == "step-5"
+    assert main(["pretrain", "--resume", str(run)]) == 0
+
+    whole, parts = load_checkpoint(finished)[0], load_checkpoint(run)[0]
+    assert whole.state == parts.state and torch.equal(whole.rng, parts.rng)
+    for one, other in ((whole.model, parts.model), (whole.optimizer, parts.optimizer)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_diverged_run_says_what_to_change(tmp_path, small_run, capsys):
+    """The first step, at a rate beyond all measure, leaves weights whose loss is not finite."""
+    options = ["--optim.lr", "1e30", "--max_skipped", "3", "--run", str(tmp_path / "run")]
+    assert main(["pretrain", *small_run, *options]) == 1
+    assert re.search(r"3 steps in a row .* try a smaller optim.lr \(now 1e\+30\)", capsys.readouterr().err)
+
+
+def refused(capsys, arguments):
+    """The one line that the command says, and that its exit code is 2."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("glm-ext: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stepz", "3"], r"no setting 'stepz'; did you mean 'steps'\?"),
+        (["--lr", "3"], r"no setting 'lr'; did you mean 'optim.lr'\?"),
+        (["--steps", "many"], "many"),
+        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--model.preset", "tony"], "model.preset: expected one of tiny"),
+        (["--model.overrides.hidden_dropuot", "0.1"], "did you mean 'hidden_dropout'"),
+        (["--data.seq_length", "500"], "data.seq_length: expected at most 256"),
+        (["--data.vocab_size", "100"], "vocab_size: expected at least 267"),
+        (["--data.path", "/no/such/text"], "/no/such/text"),
+        (["--config", "/no/such/config.yaml"], "/no/such/config.yaml"),
+    ],
+)
+def test_wrong_option_is_one_line(tmp_path, text_folder, capsys, options, message):
+    error = refused(
+        capsys, ["pretrain", "--data.path", str(text_folder), "--run", str(tmp_path / "run"), *options]
+    )
+    assert re.search(message, error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_existing_folder_is_not_written_over(finished, small_run, capsys):
+    assert "--resume" in refused(capsys, ["pretrain", *small_run, "--run", str(finished)])
+
+
+def test_resume_takes_no_other_settings(finished, capsys):
+    arguments = ["pretrain", "--resume", str(finished), "--optim.lr", "0.1", "--batch_size", "2"]
+    assert "leave out --batch_size, --optim.lr" in refused(capsys, arguments)
+
+
+def test_resume_cannot_go_back(finished, capsys):
+    assert "at least 12" in refused(capsys, ["pretrain", "--resume", str(finished), "--steps", "3"])
+
+
+def test_resume_wants_the_run_folder(finished, capsys):
+    assert "there is no such folder" in refused(capsys, ["pretrain", "--resume", "/no/such/run"])
+    assert "expected the run folder" in refused(capsys, ["pretrain", "--resume", str(finished / "step-12")])
+
+
+def test_resume_on_another_text_is_refused(tmp_path, small_run, capsys):
+    text = tmp_path / "text"
+    shutil.copytree(small_run[1], text)
+    options = [*small_run, "--data.path", str(text), "--steps", "1", "--run", str(tmp_path / "run")]
+    assert main(["pretrain", *options]) == 0
+    (text / "new.txt").write_text("A new document that was not there before.")
+    error = refused(capsys, ["pretrain", "--resume", str(tmp_path / "run"), "--steps", "2"])
+    assert "the text has changed" in error
+
+
+def test_fill_refuses_a_text_without_a_blank(finished, capsys):
+    assert "[MASK]" in refused(capsys, ["fill", str(finished), "no blank"])
+    assert "positions" in refused(capsys, ["fill", str(finished), "[MASK] " + "long " * 300])
+    assert "did you mean 'top_k'" in refused(capsys, ["fill", str(finished), "[MASK]", "--topk", "3"])
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert 'pip install "glm_ext[train]"' in refused(capsys, ["pretrain"])
+    assert 'pip install "glm_ext[train]"' in refused(capsys, ["fill", "run", "[MASK]"])
+
+
+def test_commands_are_listed_and_corrected(capsys):
+    assert main([]) == 0
+    assert "pretrain" in capsys.readouterr().out
+    assert "did you mean 'pretrain'" in refused(capsys, ["pretrian"])
+
+
+@pytest.mark.slow
+def test_main_job_beats_word_frequencies(tmp_path, capsys):
+    """The main job, shortened: the default text and model."""
+    assert main(["pretrain", "--steps", "60", "--run", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    held_out, unigram = (
+        float(re.search(rf"{kind} loss +([\d.]+)", printed)[1]) for kind in ("held-out", "unigram")
+    )
+    assert held_out < unigram

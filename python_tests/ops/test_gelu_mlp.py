@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glm_ext import ops
+from glm_ext.ops import reference
+
+from .tolerance import DTYPES, check_op
+
+# N, E, F, O: ones, primes, sizes around the register tile, the block and the packed depth
+CASES = [
+    (1, 1, 1, 1),
+    (2, 3, 5, 7),
+    (13, 17, 19, 23),
+    (33, 64, 96, 31),
+    (193, 48, 257, 47),
+    (7, 300, 521, 5),
+    (400, 5, 3, 2),
+    (1, 256, 1024, 256),  # a decoding step
+]
+
+
+def make_inputs(N: int, E: int, hidden: int, width_out: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Values of the size that a trained layer has: activations of about 1 at every stage."""
+    torch.manual_seed(0)
+    x = torch.randn(N, E)
+    w1, b1 = torch.randn(hidden, E) / E**0.5, torch.randn(hidden)
+    w2, b2 = torch.randn(width_out, hidden) / hidden**0.5, torch.randn(width_out)
+    return [t.to(dtype) for t in (x, w1, b1, w2, b2)]
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+@pytest.mark.parametrize("recompute", ["none", "activation", "all"])
+@pytest.mark.parametrize("sizes", CASES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_reference(
+    dtype: torch.dtype, sizes: tuple[int, int, int, int], recompute: str, approximate: str
+) -> None:
+    check_op(
+        ops.gelu_mlp,
+        reference.gelu_mlp,
+        make_inputs(*sizes, dtype),
+        approximate=approximate,
+        recompute=recompute,
+    )
+
+
+def test_depth_that_is_packed_in_parts() -> None:
+    """K beyond kMaxDepth: the weight gradients sum over more rows than are packed at a time."""
+    check_op(ops.gelu_mlp, reference.gelu_mlp, make_inputs(4099, 3, 5, 2))
+    check_op(ops.gelu_mlp, reference.gelu_mlp, make_inputs(3, 4099, 5, 2))
+
+
+@pytest.mark.parametrize("which", range(5), ids=["x", "w1", "b1", "w2", "b2"])
+def test_only_wanted_gradients(which: int) -> None:
+    """Each gradient alone equals itself among all."""
+    inputs = make_inputs(13, 17, 19, 23)
+    together = [t.clone().requires_grad_() for t in inputs]
+    alone = [t.clone().requires_grad_(i == which) for i, t in enumerate(inputs)]
+    grad = torch.randn(13, 23)
+    ops.gelu_mlp(*together).backward(grad)
+    ops.gelu_mlp(*alone).backward(grad)
+    assert torch.equal(alone[which].grad, together[which].grad)
+
+
+def test_any_strides() -> None:
+    x, w1, b1, w2, b2 = make_inputs(10, 12, 14, 16)
+    expected = ops.gelu_mlp(x, w1, b1, w2, b2)
+    strided = [t.t().contiguous().t() for t in (x, w1, w2)]
+    every_second = torch.stack((b1, b1), 1)[:, 0]
+    assert torch.equal(ops.gelu_mlp(strided[0], strided[1], every_second, strided[2], b2), expected)
+
+
+def test_no_bias() -> None:
+    x, w1, _, w2, _ = make_inputs(5, 6, 7, 8)
+    zeros = torch.zeros(7), torch.zeros(8)
+    assert torch.equal(ops.gelu_mlp(x, w1, None, w2, None), ops.gelu_mlp(x, w1, zeros[0], w2, zeros[1]))
+
+
+# ------------------------------------------------------------------------------------------------ GELU, to the ulp
+
+
+def gelu_and_grad(x: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    """The kernel's own, through an MLP of width 1 and weights of 1, which adds no rounding."""
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    leaf = x[:, None].requires_grad_()
+    y = ops.gelu_mlp(leaf, one, zero, one, zero, approximate=approximate)
+    y.sum().backward()
+    return y[:, 0].detach(), leaf.grad[:, 0]
+
+
+def exact(x: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    """In float64, by forms that keep the relative precision of the tails."""
+    x = x.double()
+    if approximate == "none":
+        normal = 0.5 * torch.special.erfc(-x * 2**-0.5)
+        return x * normal, normal + x * torch.exp(-0.5 * x * x) * (0.5 / torch.pi) ** 0.5
+    scale, cubic = (2 / torch.pi) ** 0.5, 0.044715
+    twice_inner = 2 * scale * (x + cubic * x**3)
+    up, down = torch.sigmoid(twice_inner), torch.sigmoid(-twice_inner)
+    return x * up, up + x * up * down * 2 * scale * (1 + 3 * cubic * x * x)
+
+
+def ulps(ours: Tensor, truth: Tensor) -> Tensor:
+    """The distance in units of the last place of float32 at the true value."""
+    _, exponent = torch.frexp(truth)
+    ulp = torch.ldexp(torch.ones_like(truth), (exponent - 24).clamp(min=-149))
+    return (ours.double() - truth).abs() / ulp
+
+
+@pytest.mark.parametrize(("approximate", "limit"), [("tanh", 2.0), ("none", 4.0)])
+def test_gelu_is_within_ulps_of_exact(approximate: str, limit: float) -> None:
+    powers = 10.0 ** torch.linspace(-38, 3, 200_001, dtype=torch.float64)
+    x = torch.cat((torch.linspace(-20, 20, 1_000_003, dtype=torch.float64), powers, -powers)).float()
+    y, grad = gelu_and_grad(x, approximate)
+    true_y, true_grad = exact(x, approximate)
+    assert ulps(y, true_y).max() <= limit
+    # The derivative crosses zero near -0.75: there only its absolute error can be bounded.
+    crossing = (x > -1.8) & (x < -0.4)
+    assert ulps(grad, true_grad)[~crossing].max() <= limit
+    assert (grad.double() - true_grad)[crossing].abs().max() <= 1.2e-7
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_gelu_of_special_values(approximate: str) -> None:
+    x = torch.tensor([0.0, -0.0, torch.inf, torch.nan])
+    y, grad = gelu_and_grad(x, approximate)
+    assert y[:2].tolist() == [0.0, 0.0]
+    assert y[2] == torch.inf
+    assert y[3].isnan()
+    assert grad[:2].tolist() == [0.5, 0.5]
+    assert grad[3].isnan()
+    assert torch.equal(y[:2], F.gelu(x[:2], approximate=approximate))
+
+
+# ------------------------------------------------------------------------------------------------ bad arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.ones(2, 3, dtype=torch.int64)}, TypeError, "x: expected float32"),
+        ({"x": torch.ones(())}, ValueError, r"x: expected \[..., E\]"),
+        ({"w1": torch.ones(5, 4)}, ValueError, r"w1: expected shape \[any, 3\]"),
+        ({"w1": torch.ones(5, 3, dtype=torch.float64)}, TypeError, "w1: expected float32"),
+        ({"w1": torch.ones(5, 3, device="meta")}, ValueError, "w1: expected device cpu"),
+        ({"w2": torch.ones(2, 4)}, ValueError, r"w2: expected shape \[any, 5\]"),
+        ({"b1": torch.ones(4)}, ValueError, r"b1: expected shape \[5\]"),
+        ({"b2": torch.ones(3)}, ValueError, r"b2: expected shape \[2\]"),
+        ({"w2": None}, TypeError, "w2: expected a tensor, got NoneType"),
+        ({"approximate": "relu"}, ValueError, 'approximate: expected "tanh" or "none"'),
+        ({"recompute": "some"}, ValueError, 'recompute: expected "none", "activation" or "all"'),
+    ],
+)
+def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    call: dict[str, Any] = {
+        "x": torch.ones(2, 3),
+        "w1": torch.ones(5, 3),
+        "b1": torch.ones(5),
+        "w2": torch.ones(2, 5),
+        "b2": torch.ones(2),
+    }
+    with pytest.raises(error, match=message):
+        ops.gelu_mlp(**(call | change))

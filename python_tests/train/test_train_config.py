@@ -1,0 +1,96 @@
+import dataclasses
+
+import pytest
+
+from glm_ext.train.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+UNUSUAL = TrainConfig(
+    steps=7,
+    threads=1,
+    model=ModelConfig(
+        preset="base", overrides={"num_layers": 3, "hidden_dropout": 0.25, "approximate": "none"}
+    ),
+    data=DataConfig(path="texts/größe", held_out=0.5),
+    optim=OptimConfig(lr=3e-5, betas=(0.5, 0.75), clip=float("inf")),
+)
+
+
+def test_yaml_round_trip(tmp_path):
+    for config in (TrainConfig(), UNUSUAL):
+        config.to_yaml(tmp_path / "config.yaml")
+        assert TrainConfig.from_yaml(tmp_path / "config.yaml") == config
+
+
+def test_dict_round_trip():
+    assert TrainConfig.from_dict(UNUSUAL.to_dict()) == UNUSUAL
+
+
+def test_missing_keys_take_their_defaults_and_1e_3_is_a_number(tmp_path):
+    (tmp_path / "c.yaml").write_text("optim:\n  lr: 1e-3\n  betas: [0.8, 0.9]\nsteps: 5\n")
+    expected = TrainConfig(steps=5, optim=OptimConfig(lr=1e-3, betas=(0.8, 0.9)))
+    assert TrainConfig.from_yaml(tmp_path / "c.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", r"there is no setting 'stepz'; did you mean 'steps'\?"),
+        ("optim: {lrr: 3}", r"there is no setting 'optim.lrr'; did you mean 'optim.lr'\?"),
+        ("lr: 3", r"there is no setting 'lr'; did you mean 'optim.lr'\?"),
+        ("steps: many", "steps.*int.*many"),
+        ("steps: 1.5", "steps.*int.*1.5"),
+        ("steps: [", "parsing"),
+        ("optim: {lr: -1}", "optim.lr: expected more than 0, got -1"),
+    ],
+)
+def test_bad_yaml_is_refused_in_one_line(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as raised:
+        TrainConfig.from_yaml(tmp_path / "c.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        TrainConfig.from_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(batch_size=0), "batch_size: expected at least 1, got 0"),
+        (lambda: TrainConfig(seed=-1), "seed"),
+        (lambda: TrainConfig(threads=0), "threads"),
+        (lambda: TrainConfig(device="tpu"), "device: expected cpu or cuda, got 'tpu'"),
+        (lambda: DataConfig(held_out=1.0), "data.held_out"),
+        (lambda: DataConfig(seq_length=7), "data.seq_length"),
+        (lambda: ModelConfig(preset="tony"), "model.preset: expected one of tiny, .*got 'tony'"),
+        (
+            lambda: ModelConfig(overrides={"num_layer": 3}),
+            r"no field 'num_layer'; did you mean 'num_layers'\?",
+        ),
+        (
+            lambda: ModelConfig(overrides={"num_layers": "x"}),
+            "model.overrides.num_layers: expected int, got 'x'",
+        ),
+        (lambda: ModelConfig(overrides={"num_heads": 3}).build(256), "model.overrides: hidden_size"),
+        (lambda: ModelConfig(overrides={"vocab_size": 128}).build(256), "vocab_size: expected at least 256"),
+        (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas"),
+        (lambda: OptimConfig(warmup=1.0), "optim.warmup"),
+        (lambda: OptimConfig(clip=0.0), "optim.clip"),
+        (lambda: OptimConfig(lr=float("nan")), "optim.lr"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_model_is_built_for_the_tokenizer():
+    config = ModelConfig(overrides={"num_layers": 2, "hidden_dropout": 0}).build(384)
+    assert (config.vocab_size, config.num_layers, config.hidden_size) == (384, 2, 256)
+
+
+def test_settings_cannot_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().steps = 3
