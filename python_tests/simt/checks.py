@@ -57,10 +57,12 @@ def check_forward(
     op: Callable[..., Any],
     reference: Callable[..., Any],
     inputs: list[torch.Tensor],
+    *,
+    schedule: Schedule = SCHEDULES[0],
     **kwargs: Any,
 ) -> None:
     """As check_op, for an op whose backward has no CUDA kernel."""
-    simt.configure(SCHEDULES[0])
+    simt.configure(schedule)
     with simt.in_place_of_C():
         ours = _outputs(op, inputs, kwargs)
     composite = _outputs(reference, inputs, kwargs)
