@@ -1,8 +1,8 @@
 """Hands the build to CMake. Nothing here imports torch: the extension needs only a compiler and pybind11.
 
 Environment: GLM_CUDA = auto (default: on where nvcc and a GPU are found) | on (wherever nvcc is) | off;
-GLM_CUDA_ARCHS = e.g. "80;90a" or native (what auto takes: the GPUs of this machine); GLM_SANITIZE = e.g. address,undefined;
-CXX, CUDACXX, CMAKE_BUILD_PARALLEL_LEVEL as in CMake.
+GLM_CUDA_ARCHS = e.g. "80;90a", or native: the GPUs of this machine, what auto takes (on takes "80;90a;100a");
+GLM_SANITIZE = e.g. address,undefined; CXX, CUDACXX and CMAKE_BUILD_PARALLEL_LEVEL as in CMake.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ def require_version(path: str, pattern: str, needed: tuple[int, int], what: str,
 
 
 def local_archs() -> list[str]:
-    """The architectures of this machine's GPUs, asked of the driver; those before sm_80 have no kernels here."""
+    """The architectures of this machine's GPUs, asked of the driver; there are kernels from sm_80 on."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -84,7 +84,7 @@ def cuda_options() -> list[str]:
 
 
 def stable_pybind11(folder: Path) -> Path:
-    """A copy of pybind11 at a path that stays: each isolated build has a new one, and would compile the binding anew."""
+    """A copy of pybind11 at a path that stays: each isolated build's own would compile the binding anew."""
     try:
         import pybind11
     except ImportError:

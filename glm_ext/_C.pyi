@@ -19,6 +19,9 @@ __all__: list[str] = [
     "embedding_2d_forward",
     "embedding_2d_piece_rows",
     "fma_peak",
+    "gelu_mlp_backward",
+    "gelu_mlp_forward",
+    "gelu_mlp_partials",
     "isa",
     "isas_built",
     "isas_supported",
@@ -109,6 +112,36 @@ def fma_peak(threads: typing.SupportsInt | typing.SupportsIndex) -> float:
     Measured float multiply-add peak of this machine, GFLOP/s.
     """
 
+def gelu_mlp_backward(
+    grad_y: torch.Tensor | None,
+    x: torch.Tensor | None,
+    w1: torch.Tensor | None,
+    w2: torch.Tensor | None,
+    pre: torch.Tensor | None,
+    post: torch.Tensor | None,
+    grad_pre: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    grad_x: torch.Tensor | None,
+    grad_w1: torch.Tensor | None,
+    grad_b1: torch.Tensor | None,
+    grad_w2: torch.Tensor | None,
+    grad_b2: torch.Tensor | None,
+    tanh: bool,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def gelu_mlp_forward(
+    x: torch.Tensor | None,
+    w1: torch.Tensor | None,
+    b1: torch.Tensor | None,
+    w2: torch.Tensor | None,
+    b2: torch.Tensor | None,
+    pre: torch.Tensor | None,
+    post: torch.Tensor | None,
+    y: torch.Tensor | None,
+    tanh: bool,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def gelu_mlp_partials(rows: typing.SupportsInt | typing.SupportsIndex) -> int: ...
 def isa() -> str:
     """
     The instruction set of the CPU kernels in force.

@@ -18,7 +18,13 @@ CPP = {
     "cpu": {"ops", "core"},
     "cuda": {"ops", "core"},
     "binding": {"cpu", "cuda", "ops", "core"},
-    "simt": {"binding", "cpu", "cuda", "ops", "core"},  # a second module, with the CUDA kernels compiled for the host
+    "simt": {
+        "binding",
+        "cpu",
+        "cuda",
+        "ops",
+        "core",
+    },  # a second module, with the CUDA kernels compiled for the host
     "tests": {"cpu", "ops", "core"},
 }
 KNOWS_PYTHON = ("binding", "simt")
@@ -65,7 +71,7 @@ def cpp_violations(root: Path) -> Iterator[str]:
 
 
 def imported_modules(path: Path, package: list[str]) -> Iterator[str]:
-    """Dotted names of glm_ext that a file imports, wherever in it; `package` holds the parts of its package."""
+    """Dotted names that a file imports, wherever in it; `package` holds the parts of its package."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -80,7 +86,7 @@ def python_violations(root: Path) -> Iterator[str]:
         parts = path.relative_to(root).with_suffix("").parts
         here = {"__init__": "", "__main__": "cli"}.get(parts[1], parts[1])
         for module in imported_modules(path, list(parts[:-1])):
-            target = (module.split(".") + ["", ""])[1]
+            target = module.split(".")[1] if "." in module else ""
             if not module.startswith("glm_ext.") or target == here:
                 continue
             if target not in PYTHON:  # a name of glm_ext/__init__.py, which imports nearly everything
@@ -138,7 +144,11 @@ def test_planted_imports_are_caught(tmp_path: Path, name: str, text: str) -> Non
 
 
 def test_imports_that_point_down_are_not(tmp_path: Path) -> None:
-    write(tmp_path, "glm_ext/ops/x.py", "import torch\nfrom glm_ext import _C\nfrom . import reference\nfrom .y import z")
+    write(
+        tmp_path,
+        "glm_ext/ops/x.py",
+        "import torch\nfrom glm_ext import _C\nfrom . import reference\nfrom .y import z",
+    )
     write(tmp_path, "csrc/cpu/x.h", '#include <vector>\n#include "core/check.h"\n#include "cpu/simd.h"')
     assert not list(python_violations(tmp_path))
     assert not list(cpp_violations(tmp_path))

@@ -13,7 +13,9 @@ from pathlib import Path
 
 STUB = Path(__file__).resolve().parents[1] / "glm_ext" / "_C.pyi"
 # The signatures name torch.Tensor, so torch must be there when they are read.
-GENERATE = "import torch, sys, pybind11_stubgen; sys.exit(pybind11_stubgen.main(['glm_ext._C', '--exit-code', '-o', sys.argv[1]]))"
+GENERATE = (
+    "import torch, sys, pybind11_stubgen as s; s.main(['glm_ext._C', '--exit-code', '-o', sys.argv[1]])"
+)
 
 
 def generate() -> str:

@@ -9,10 +9,11 @@
 //
 //   epilogue(tile, row, col, rows, cols)     Tile<C>&; only the first rows x cols of its elements exist
 //
-// An element is one chain of fma in order of k (of chains of kMaxDepth, added in order, beyond that), however
-// the blocks are cut. The tiles of one block (kBlockRows x kBlockCols, both aligned) come to the epilogue
-// from one thread, column of tiles by column of tiles, rows ascending: partial sums by row / kBlockRows or by
-// col / kBlockCols need no locks and are the same bits for every thread count.
+// An element is a sum, in order, of chains of fma over kDepthBlock values of k, however the blocks are cut:
+// an error that grows with the number of chains, not with the depth. The tiles of one block (kBlockRows x
+// kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by column of tiles, rows
+// ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and are the same bits for
+// every thread count.
 #pragma once
 
 #include <algorithm>
@@ -55,8 +56,14 @@ void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int6
     GemmTile<C>* tile = tiles;
     for (int64_t j = 0; j < cols; j += kTileCols<C>) {
       for (int64_t i = 0; i < rows; i += kTileRows, ++tile) {
-        if (first && slice == 0) tile->clear();
-        multiply_tile<C>(count, a + i * depth + k * kTileRows, b + j * depth + k * kTileCols<C>, *tile);
+        GemmTile<C> part;
+        part.clear();
+        multiply_tile<C>(count, a + i * depth + k * kTileRows, b + j * depth + k * kTileCols<C>, part);
+        if (first && slice == 0) {
+          *tile = part;
+        } else {
+          tile->add(part);
+        }
         if (last && slice == slices - 1)
           epilogue(*tile, row0 + i, col0 + j, static_cast<int>(std::min<int64_t>(kTileRows, rows - i)),
                    static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j)));

@@ -35,6 +35,14 @@ struct Tile {
     }
   }
 
+  GLM_INLINE void add(const Tile& other) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) at[r][v] += other.at[r][v];
+    }
+  }
+
   // += A B over `depth` steps. a advances by k_stride a step, b by one panel row.
   GLM_INLINE void accumulate(int64_t depth, const C* a, int64_t row_stride, int64_t k_stride, const C* b,
                              int64_t b_stride) {

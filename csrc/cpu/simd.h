@@ -91,8 +91,7 @@ template <class Lane>
 GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
 #if defined(__AVX512F__)
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
-  if constexpr (sizeof(Lane) == 4)
-    return _mm512_mask_storeu_epi32(p, mask, reinterpret_cast<__m512i>(v));
+  if constexpr (sizeof(Lane) == 4) return _mm512_mask_storeu_epi32(p, mask, reinterpret_cast<__m512i>(v));
   if constexpr (sizeof(Lane) == 8)
     return _mm512_mask_storeu_epi64(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512i>(v));
 #endif

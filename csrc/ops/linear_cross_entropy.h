@@ -33,7 +33,7 @@ struct LinearCrossEntropy {
 
 // How the work is cut, from sizes alone. Long chunks are fast, for each of them reads the weight matrix and
 // adds to its gradient; but its scratch is all that is ever kept of the N x V: at most a quarter of that,
-// which is an eighth of logits and their gradient, and at most 32 MB (4 MB, or 96 rows, are never too much).
+// which is an eighth of logits and their gradient, and at most 32 MB (5 MB, or 96 rows, are never too much).
 struct LinearCrossEntropyPlan {
   static constexpr int64_t kUnit = 96;  // rows, and columns of hidden: whole tiles of every instruction set
   static constexpr int64_t kMaxRows = 384;
@@ -50,7 +50,7 @@ struct LinearCrossEntropyPlan {
         std::bit_floor(static_cast<uint64_t>(std::clamp<int64_t>(vocab / (4 * width), 4, 32)));
     slice = round_up(vocab / static_cast<int64_t>(wanted) + 1, kUnit);
     slices = (vocab + slice - 1) / slice;
-    constexpr int64_t kSmall = 1 << 20, kLarge = 8 << 20;  // numbers
+    constexpr int64_t kSmall = 5 << 18, kLarge = 8 << 20;  // numbers
     const int64_t fitting = std::clamp(rows * vocab / 4, kSmall, kLarge) / row_size();
     padded_rows = std::min({std::max(fitting / kUnit * kUnit, kUnit), kMaxRows,
                             rows < kUnit ? round_up(rows + 11, 32) : round_up(rows, kUnit)});

@@ -1,4 +1,4 @@
-"""The output layer and its loss in one: cross-entropy of hidden weight^T, of which no [T, V] matrix ever exists."""
+"""The output layer and its loss in one: cross-entropy of logits of which no [T, V] matrix ever exists."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def linear_cross_entropy(
     .. math:: ce_n = \mathrm{lse}_v(z_{nv}) - (1 - e) \, z_{n,target_n} - e \, \mathrm{mean}_v(z_{nv}),
               \qquad z = hidden \, weight^T
 
-    with ``e`` the label smoothing (Szegedy et al., arXiv 1512.00567, section 7). Rows of weight 0 are never read: they
-    cost nothing, and their targets may hold anything. The others are taken in chunks of at most 32 MB of logits. With
-    ``"mean"`` and ``"sum"`` the forward pass also computes the gradients that will be asked for, so that logits are
-    computed once; ``"none"`` computes them again in the backward pass.
+    with ``e`` the label smoothing (Szegedy et al., arXiv 1512.00567, section 7). Rows of weight 0 are never
+    read: they cost nothing, and their targets may hold anything. The others are taken in chunks. A chunk's
+    scratch is at most an eighth of all logits and their gradient, and at most 32 MB (though never cut below
+    96 rows). With ``"mean"`` and ``"sum"`` the forward pass also computes the gradients that will be asked
+    for, so that logits are computed once; ``"none"`` computes them again in the backward pass.
 
     Args:
         hidden: ``[..., E]``, float32, float64, bfloat16 or float16.
@@ -46,12 +47,12 @@ def linear_cross_entropy(
         targets: ``[...]``, int64 or int32, in ``[0, V)`` where the weight of the loss is not 0.
         loss_mask: ``[...]``, floating weights or bool; None is all ones. It has no gradient.
         label_smoothing: probability that is spread evenly over the vocabulary.
-        reduction: ``"mean"`` is ``sum(loss_mask * ce) / sum(loss_mask)``, and 0 for a mask of zeros; ``"sum"`` is
-            ``sum(loss_mask * ce)``; ``"none"`` is ``loss_mask * ce``, ``[...]``.
+        reduction: ``"mean"`` is ``sum(loss_mask * ce) / sum(loss_mask)``, and 0 for a mask of zeros;
+            ``"sum"`` is ``sum(loss_mask * ce)``; ``"none"`` is ``loss_mask * ce``, ``[...]``.
 
     Returns:
-        float32, or float64 for float64 inputs. Logits and gradients are accumulated in that dtype; gradients are rounded
-        once, at the end. Under autocast ``hidden`` and ``weight`` are cast as for ``nn.Linear``.
+        float32, or float64 for float64 inputs. Logits and gradients are accumulated in that dtype; gradients
+        are rounded once, at the end. Under autocast ``hidden`` and ``weight`` are cast as for ``nn.Linear``.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -131,7 +132,8 @@ def _run(
         if wrong.any():
             place = tuple(wrong.nonzero()[0].tolist())
             raise IndexError(
-                f"targets: expected values in [0, {V}) where the loss has weight, got {int(targets[place])} at {list(place)}"
+                f"targets: expected values in [0, {V}) where the loss has weight, "
+                f"got {int(targets[place])} at {list(place)}"
             )
     size = _C.linear_cross_entropy_workspace(targets.numel(), E, V)
     workspace = loss.new_empty(size)
@@ -193,7 +195,7 @@ def _backward(
     hidden_grad: bool,
     weight_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for reduction "none": those of the sum, with the rows weighted by the incoming gradient as well."""
+    """Gradients for reduction "none": those of the sum, rows weighted by the incoming gradient as well."""
     row_weight = _row_weight(hidden, targets, loss_mask)
     row_weight = torch.where(row_weight == 0, row_weight, row_weight * grad).contiguous()
     loss, grad_hidden, grad_weight = _forward_fake(
@@ -243,7 +245,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         # Nobody will ask again, so the saved gradients may become the result: no second [V, E].
         last = not torch._C._autograd._get_current_graph_task_keep_graph()
         return _gradients(ctx, grad, _backward, _scale_in_place if last else torch.mul)
@@ -255,7 +257,7 @@ def _scale_in_place(saved: Tensor, grad: Tensor) -> Tensor:
     return saved.mul_(grad)
 
 
-# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
 
 def _autocast(device: str, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Any, ...]:
@@ -265,17 +267,20 @@ def _autocast(device: str, hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, targets, loss_mask, ctx.label_smoothing, ctx.reduction, _, _ = inputs
     _, grad_hidden, grad_weight = output
-    # hidden and weight are not needed again unless the reduction is "none"; they are what a second derivative would
-    # be taken by, which must raise.
+    # Unless the reduction is "none", hidden and weight are not needed again; but they are what a second
+    # derivative would be taken by, and that must raise.
     ctx.save_for_backward(hidden, weight, targets, loss_mask, grad_hidden, grad_weight)
+    ctx.set_materialize_grads(False)  # zeros for the gradients' own gradients would be another [V, E]
 
 
 @first_order_only
-def _registered_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _registered_backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     return _gradients(ctx, grad, torch.ops.glm_ext.linear_cross_entropy_backward, torch.mul)
 
 
-def _gradients(ctx: Any, grad: Tensor, backward: Any, scale: Any) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, backward: Any, scale: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
     hidden, weight, targets, loss_mask, *grads = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:2]
     if ctx.reduction == "none":
@@ -288,15 +293,16 @@ def _gradients(ctx: Any, grad: Tensor, backward: Any, scale: Any) -> tuple[Tenso
 
 
 register(
-    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, Tensor? loss_mask, float label_smoothing, "
-    "str reduction, bool hidden_grad, bool weight_grad) -> (Tensor loss, Tensor grad_hidden, Tensor grad_weight)",
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, Tensor? loss_mask, "
+    "float label_smoothing, str reduction, bool hidden_grad, bool weight_grad) "
+    "-> (Tensor loss, Tensor grad_hidden, Tensor grad_weight)",
     _forward,
     _forward_fake,
     autocast=_autocast,
 )
 register(
-    "linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor targets, Tensor? loss_mask, "
-    "float label_smoothing, bool hidden_grad, bool weight_grad) -> (Tensor, Tensor)",
+    "linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor targets, "
+    "Tensor? loss_mask, float label_smoothing, bool hidden_grad, bool weight_grad) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
 )

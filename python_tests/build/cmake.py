@@ -1,4 +1,4 @@
-"""Builds the C++ test programs, in the folder of the extension's own build where there is one: its objects are used again."""
+"""Builds the C++ test programs; in the folder of the extension's build, if there is one, for its objects."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Finds functions of a library that use vector instructions which not every machine of its architecture runs.
 
-A function compiled for AVX may be called only through its set's table. If an inline function of a shared header is
-compiled into several sets, the linker keeps one copy for all: where it keeps the AVX one, older machines crash. So AVX
-instructions may stand only in functions whose (mangled) name lies in the namespace of such a set.
+A function compiled for AVX may be called only through its set's table. If an inline function of a shared
+header is compiled into several sets, the linker keeps one copy for all: where it keeps the AVX one, older
+machines crash. So AVX instructions may stand only in functions whose (mangled) name lies in the namespace of
+such a set.
 """
 
 from __future__ import annotations

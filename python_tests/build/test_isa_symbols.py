@@ -25,11 +25,17 @@ def test_no_set_leaks() -> None:
 
 HEADER = """
 #pragma once
-template <class T> [[gnu::noinline]] T sum(const T* p, int n) { T s = 0; for (int i = 0; i < n; ++i) s += p[i]; return s; }
+template <class T> [[gnu::noinline]] T sum(const T* p, int n) {
+  T s = 0;
+  for (int i = 0; i < n; ++i) s += p[i];
+  return s;
+}
 """
 KERNEL = """
 #include "shared.h"
-namespace glm::cpu::ISA { [[gnu::visibility("default")]] double kernel(const double* p, int n) { return sum(p, n); } }
+namespace glm::cpu::ISA {
+double kernel(const double* p, int n) { return sum(p, n); }
+}
 """
 
 

@@ -66,7 +66,7 @@ def test_no_compiler(checkout: Path) -> None:
 
 @pytest.mark.parametrize("stale", [False, True], ids=["", "stale cache"])
 def test_old_compiler(checkout: Path, stale: bool) -> None:
-    """The compiler takes itself for GCC 9. A cache of another place, as a moved checkout has, changes nothing."""
+    """The compiler takes itself for GCC 9. A cache of another place, as after a move, changes nothing."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")

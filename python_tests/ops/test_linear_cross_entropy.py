@@ -1,3 +1,5 @@
+"""What test_contract.py, which runs its whole battery on this op too, does not say."""
+
 from __future__ import annotations
 
 import math
@@ -8,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import opcheck
 
 from glm_ext import _C, ops
 from glm_ext.ops import reference
@@ -20,7 +21,7 @@ SHAPES = [(1, 1, 1), (7, 3, 5), (53, 17, 31), (96, 96, 129), (11, 131, 1021), (2
 
 
 class Inputs:
-    """hidden, weight, targets, and a mask that has zeros, fractions and targets of rubbish where it is zero."""
+    """Random arguments; the mask holds zeros and fractions, and the targets rubbish where it is zero."""
 
     def __init__(self, N: int, E: int, V: int, dtype: torch.dtype = torch.float32, rows: float = 0.6) -> None:
         torch.manual_seed(N + E + V)
@@ -90,15 +91,6 @@ def test_matches_torch(label_smoothing: float) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_gradcheck(reduction: str) -> None:
-    x = Inputs(7, 5, 11, torch.float64)
-    for inputs in (x.leaves(), (x.leaves()[0], x.weight), (x.hidden, x.leaves()[1])):
-        assert torch.autograd.gradcheck(
-            lambda h, w: x.loss(h, w, label_smoothing=0.1, reduction=reduction), inputs
-        )
-
-
 def test_large_logits_neither_overflow_nor_lose_the_loss() -> None:
     hidden, weight = torch.tensor([[1000.0], [-1000.0]]), torch.tensor([[1.0], [-1.0], [0.9]])
     loss = ops.linear_cross_entropy(hidden, weight, torch.tensor([0, 2]), reduction="none")
@@ -134,7 +126,8 @@ def test_nothing_counts(N: int, reduction: str) -> None:
     x = Inputs(N, 4, 9, rows=0.0)
     loss, grad_hidden, grad_weight = x.gradients(reduction=reduction)
     assert torch.equal(loss, torch.zeros(N) if reduction == "none" else torch.zeros(()))
-    assert torch.equal(grad_hidden, torch.zeros(N, 4)) and torch.equal(grad_weight, torch.zeros(9, 4))
+    assert torch.equal(grad_hidden, torch.zeros(N, 4))
+    assert torch.equal(grad_weight, torch.zeros(9, 4))
 
 
 def test_nan_comes_through() -> None:
@@ -142,13 +135,14 @@ def test_nan_comes_through() -> None:
     x.hidden[3, 1] = torch.nan
     loss, grad_hidden, grad_weight = x.gradients(reduction="none")
     assert loss.isnan().nonzero().tolist() == [[3]]
-    assert grad_hidden.isnan().any(dim=1).nonzero().tolist() == [[3]] and grad_weight.isnan().all()
+    assert grad_hidden.isnan().any(dim=1).nonzero().tolist() == [[3]]
+    assert grad_weight.isnan().all()
     x = Inputs(9, 4, 30, rows=1.0)
     x.weight[29, 0] = torch.nan
     assert x.gradients()[0].isnan()
 
 
-# ------------------------------------------------------------------------------------------------- autograd
+# --------------------------------------------------------------------------------------------------- autograd
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -180,25 +174,7 @@ def test_gradients_add_to_those_of_a_tied_embedding() -> None:
     torch.testing.assert_close(ours, grad)
 
 
-@pytest.mark.parametrize("by", [0, 1])
-def test_double_backward_says_no(by: int) -> None:
-    x = Inputs(6, 4, 9)
-    inputs = [x.hidden.clone(), x.weight.clone()]
-    inputs[by].requires_grad_()
-    (grad,) = torch.autograd.grad(x.loss(*inputs), inputs[by], create_graph=True)
-    with pytest.raises(RuntimeError, match="first derivatives only"):
-        grad.sum().backward()
-
-
-def test_checkpoint() -> None:
-    x = Inputs(60, 8, 13)
-    hidden, weight = x.leaves()
-    loss = torch.utils.checkpoint.checkpoint(x.loss, hidden, weight, use_reentrant=False)
-    for a, b in zip((loss, *torch.autograd.grad(loss, (hidden, weight))), x.gradients(), strict=True):
-        assert torch.equal(a, b)
-
-
-# ------------------------------------------------------------------------------ memory, threads, strides, dtypes
+# ----------------------------------------------------------------------------------- memory, threads, strides
 
 
 def test_bits_do_not_depend_on_threads() -> None:
@@ -215,18 +191,9 @@ def test_bits_do_not_depend_on_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
-@pytest.mark.parametrize("rows, vocab", [(512, 30592), (4096, 30592), (4096, 50257), (32768, 131072)])
+@pytest.mark.parametrize(("rows", "vocab"), [(512, 30592), (4096, 30592), (4096, 50257), (32768, 131072)])
 def test_scratch_is_an_eighth_of_the_logits_and_their_gradient(rows: int, vocab: int) -> None:
     assert _C.linear_cross_entropy_workspace(rows, 768, vocab) <= 2 * rows * vocab / 8
-
-
-def test_every_element_of_results_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = Inputs(97, 9, 33)
-    clean = x.gradients(label_smoothing=0.1) + x.gradients(reduction="none")
-    empty = Tensor.new_empty
-    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(torch.nan))
-    poisoned = x.gradients(label_smoothing=0.1) + x.gradients(reduction="none")
-    assert all(torch.equal(a, b) for a, b in zip(poisoned, clean, strict=True))
 
 
 def test_leading_dimensions_and_strides() -> None:
@@ -244,66 +211,7 @@ def test_leading_dimensions_and_strides() -> None:
     torch.testing.assert_close(one, F.cross_entropy(x.weight @ x.hidden[0], torch.tensor(2)))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype) -> None:
-    x = Inputs(20, 8, 13)
-    hidden, weight = x.leaves()
-    with torch.autocast("cpu", dtype):
-        loss = x.loss(hidden, weight)
-        registered = torch.ops.glm_ext.linear_cross_entropy(
-            hidden, weight, x.targets, x.mask, 0.0, "mean", True, True
-        )[0]
-    low = x.loss(hidden.to(dtype), weight.to(dtype))
-    assert loss.dtype == torch.float32 and torch.equal(loss, low) and torch.equal(registered, low)
-    loss.backward()
-    assert hidden.grad.dtype == weight.grad.dtype == torch.float32
-
-
-# --------------------------------------------------------------------------------------------- registered op
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_opcheck(reduction: str) -> None:
-    x = Inputs(20, 8, 13)
-    opcheck(
-        torch.ops.glm_ext.linear_cross_entropy.default,
-        (*x.leaves(), x.targets, x.mask, 0.1, reduction, True, True),
-    )
-    opcheck(
-        torch.ops.glm_ext.linear_cross_entropy_backward.default,
-        (torch.randn(20), x.hidden, x.weight, x.targets, x.mask, 0.1, True, False),
-    )
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_compiled_is_equal(reduction: str) -> None:
-    x = Inputs(60, 8, 13)
-    expected = x.gradients(reduction=reduction)
-    hidden, weight = x.leaves()
-    compiled = torch.compile(x.loss, fullgraph=True, backend="aot_eager")
-    loss = compiled(hidden, weight, reduction=reduction)
-    for a, b in zip((loss, *torch.autograd.grad(loss.sum(), (hidden, weight))), expected, strict=True):
-        assert torch.equal(a, b)
-    with torch.no_grad():
-        assert torch.equal(compiled(hidden, weight, reduction=reduction), expected[0])
-
-
-def test_export() -> None:
-    x = Inputs(20, 8, 13)
-
-    class Head(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(x.weight)
-
-        def forward(self, hidden: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-            return ops.linear_cross_entropy(hidden, self.weight, targets, mask)
-
-    args = (x.hidden, x.targets, x.mask)
-    assert torch.equal(torch.export.export(Head(), args).module()(*args), Head()(*args))
-
-
-# ------------------------------------------------------------------------------------------------ bad inputs
+# ------------------------------------------------------------------------------------------------- bad inputs
 
 
 def test_target_out_of_range_is_named() -> None:
@@ -320,7 +228,7 @@ H, W, T = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, 1, 2])
 
 
 @pytest.mark.parametrize(
-    "args, kwargs, error, message",
+    ("args", "kwargs", "error", "message"),
     [
         ((H.long(), W, T), {}, TypeError, "hidden: expected float32, .* got int64"),
         ((H.tolist(), W, T), {}, TypeError, "hidden: expected a tensor, got list"),

@@ -8,11 +8,6 @@ namespace {
 
 constexpr double kEpsilon = 1e-5;
 
-double factor(const Dropout& dropout, int64_t n, int64_t e) {
-  if (!dropout.active()) return 1.0;
-  return row_random(dropout.seed, n, e) < dropout.threshold() ? dropout.scale() : 0.0;
-}
-
 template <class T>
 void check(int64_t rows, int64_t width, const Dropout& dropout) {
   using C = Compute<T>;
@@ -65,7 +60,7 @@ void check(int64_t rows, int64_t width, const Dropout& dropout) {
     const int64_t row = n * width;
     double sum = 0, squares = 0, g_sum = 0, g_xhat_sum = 0;
     for (int64_t e = 0; e < width; ++e) {
-      expect_close(h[row + e], value(residual[row + e]) + factor(dropout, n, e) * value(x[row + e]), 1,
+      expect_close(h[row + e], value(residual[row + e]) + row_factor(dropout, n, e) * value(x[row + e]), 1,
                    "new_residual");
       sum += value(h[row + e]);
     }
@@ -88,7 +83,7 @@ void check(int64_t rows, int64_t width, const Dropout& dropout) {
       const double scale =
           1 + (width > 1 ? 0 : r);  // one column: differences of equal numbers, times 1/sqrt(eps)
       expect_close(grad_residual[row + e], grad_h, width * scale, "grad_residual");
-      expect_close(grad_x[row + e], factor(dropout, n, e) * grad_h, width * scale, "grad_x");
+      expect_close(grad_x[row + e], row_factor(dropout, n, e) * grad_h, width * scale, "grad_x");
     }
   }
   for (int64_t e = 0; e < width; ++e) {

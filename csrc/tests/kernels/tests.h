@@ -9,11 +9,16 @@
 #include <vector>
 
 #include "core/dispatch.h"
+#include "core/philox.h"
 #include "tests/expect.h"
 
 namespace glm::test {
 
 void test_dropout_add_layer_norm();
+void test_embedding_2d();
+void test_gelu_mlp();
+void test_linear_cross_entropy();
+void test_span_attention();
 
 template <class T>
 inline constexpr DType kDType = std::is_same_v<T, float>    ? DType::f32
@@ -59,19 +64,34 @@ std::vector<T> random(int64_t count, uint32_t seed) {
   return out;
 }
 
+// [0, 1, ..., count) times step, modulo rows: ids that repeat and reach the last one.
+inline std::vector<int64_t> ids(int64_t count, int64_t step, int64_t rows) {
+  std::vector<int64_t> out;
+  for (int64_t i = 0; i < count; ++i) out.push_back((i * step + rows - 1) % rows);
+  return out;
+}
+
+// Whether element (n, e) of a matrix is kept, as its factor.
+inline double row_factor(const Dropout& dropout, int64_t n, int64_t e) {
+  if (!dropout.active()) return 1.0;
+  return row_random(dropout.seed, n, e) < dropout.threshold() ? dropout.scale() : 0.0;
+}
+
 // What a kernel has to fill: a value that it leaves alone shows.
 template <class T>
 std::vector<T> unwritten(int64_t count) {
   return std::vector<T>(static_cast<size_t>(count), stored<T>(std::numeric_limits<double>::quiet_NaN()));
 }
 
-// |got - wanted| within the roundings of T and of the type that it is computed in, for sums of about `terms`
-// terms.
+// |got - wanted| within the roundings of T and, for a sum of about `terms` terms, of the type that it is
+// computed in; `rounded` is the size of values rounded to T on the way.
 template <class T>
-void expect_close(T got, double wanted, double terms, const char* what,
+void expect_close(T got, double wanted, double terms, const char* what, double rounded = 0.0,
                   std::source_location at = std::source_location::current()) {
   const double compute_eps = std::is_same_v<T, double> ? kEps<double> : kEps<float>;
-  expect_near(value(got), wanted, (2 * kEps<T> + 4 * terms * compute_eps) * (1 + std::abs(wanted)), what, at);
+  const double tolerance =
+      (2 * kEps<T> + 4 * terms * compute_eps) * (1 + std::abs(wanted)) + kEps<T> * rounded;
+  expect_near(value(got), wanted, tolerance, what, at);
 }
 
 // Calls test(Type<T>{}) with each storage type.
