@@ -19,13 +19,15 @@ from .ops import reference
 from .ops.reference import Lengths
 
 
-def ops_for(backend: str) -> ModuleType:
-    """What a layer runs on: the "fused" kernels, "eager" plain torch, or "auto": fused.
+def ops_for(backend: str, device_type: str = "cpu") -> ModuleType:
+    """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", fused where torch can call them.
 
     >>> ops_for("eager").__name__
     'glm_ext.ops.reference'
+    >>> ops_for("auto", "cuda").__name__
+    'glm_ext.ops.reference'
     """
-    if backend == "eager":
+    if backend == "eager" or (backend == "auto" and device_type == "cuda"):
         return reference
     if backend in ("fused", "auto"):
         return ops
@@ -44,7 +46,7 @@ class Layer(nn.Module):
 
     @property
     def ops(self) -> ModuleType:
-        return ops_for(self.backend)
+        return ops_for(self.backend, next(self.parameters()).device.type)
 
     @property
     def dropout_p(self) -> float:

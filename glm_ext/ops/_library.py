@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 LIBRARY = torch.library.Library("glm_ext", "DEF")
-DEVICES = ("cpu", "cuda")
+AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def register(
@@ -27,7 +27,7 @@ def register(
     *,
     autocast: Callable[..., Any] | None = None,
 ) -> None:
-    """Define `schema` with its kernel for every device, and its fake.
+    """Define `schema` with its CPU kernel and its fake; on a GPU the op says what to use instead.
 
     `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see
     `cast_for_autocast`).
@@ -35,12 +35,22 @@ def register(
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     LIBRARY.impl(name, kernel, "CPU")
-    LIBRARY.impl(name, kernel, "CUDA")
+    LIBRARY.impl(name, _no_cuda_kernel(name), "CUDA")
     torch.library.register_fake(f"glm_ext::{name}", fake, lib=LIBRARY)
     if autocast is not None:
         op = getattr(torch.ops.glm_ext, name)
-        for device in DEVICES:
+        for device in AUTOCAST_DEVICES:
             LIBRARY.impl(name, _autocast_kernel(op, autocast, device), f"Autocast{device.upper()}")
+
+
+def _no_cuda_kernel(name: str) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        raise NotImplementedError(
+            f'glm_ext.{name}: expected tensors on the CPU, got cuda: torch cannot call the CUDA kernels yet. Use '
+            'glm_ext.ops.reference, or backend="auto" in layers, which runs plain torch there'
+        )
+
+    return kernel
 
 
 def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -55,15 +65,15 @@ def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Call
 
 
 def watched(*tensors: Tensor | None) -> bool:
-    """True when the call must go through the registered op."""
+    """True when the call must go through the registered op: the short path is for plain tensors on the CPU."""
     if torch.compiler.is_compiling():
         return True
-    return not all(t is None or type(t) is Tensor or type(t) is Parameter for t in tensors)
+    return not all(t is None or ((type(t) is Tensor or type(t) is Parameter) and t.is_cpu) for t in tensors)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast asks for on this device, or None where it is off."""
-    if torch.is_autocast_enabled(device_type):
+    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
 
