@@ -20,17 +20,15 @@ from .ops.reference import Lengths
 
 
 def ops_for(backend: str) -> ModuleType:
-    """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", the best there is.
+    """What a layer runs on: the "fused" kernels, "eager" plain torch, or "auto": fused.
 
     >>> ops_for("eager").__name__
     'glm_ext.ops.reference'
     """
     if backend == "eager":
         return reference
-    if backend == "fused":
+    if backend in ("fused", "auto"):
         return ops
-    if backend == "auto":
-        return ops if hasattr(ops, "span_attention") else reference
     raise ValueError(f'backend: expected "auto", "fused" or "eager", got {backend!r}')
 
 

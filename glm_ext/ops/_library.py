@@ -1,8 +1,9 @@
-"""How an op meets torch: the registration under torch.ops.glm_ext, and the choice between it and the short path.
+"""How an op meets torch: the registration under torch.ops.glm_ext, and when it takes the short path instead.
 
-An op is called in one of two ways. Eagerly, on plain tensors, through a torch.autograd.Function straight over the binding:
-the shortest path. When something watches (torch.compile, export, fake tensors, tensor subclasses), through the registered
-op, which has a fake and an autograd formula and stays one node in the graph.
+An op is called in one of two ways. Eagerly, on plain tensors, through a torch.autograd.Function straight over
+the binding: the shortest path. When something watches (torch.compile, export, fake tensors, tensor
+subclasses), through the registered op, which has a fake and an autograd formula and stays one node in the
+graph.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def register(
 ) -> None:
     """Define `schema` with its kernel for every device, and its fake.
 
-    `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see `cast_for_autocast`).
+    `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see
+    `cast_for_autocast`).
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
@@ -74,7 +76,7 @@ def cast_for_autocast(dtype: torch.dtype | None, *tensors: Tensor) -> tuple[Tens
 
 
 def draw_seed(dropout_p: float) -> Tensor | None:
-    """A seed from torch's default CPU generator, so torch.manual_seed fixes it; None when nothing is dropped."""
+    """A seed from torch's CPU generator, which torch.manual_seed fixes; None when nothing is dropped."""
     return torch.randint(0, 2**63 - 1, ()) if dropout_p > 0.0 else None
 
 
@@ -83,7 +85,7 @@ def seed_value(seed: Tensor | None) -> int:
 
 
 class _FirstOrder(torch.autograd.Function):
-    """Passes gradients on, and keeps them tied to what they were computed from, so that a second derivative raises."""
+    """Passes gradients on, still tied to what they were computed from, so that a second derivative raises."""
 
     @staticmethod
     def forward(ctx: Any, op: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -95,11 +97,13 @@ class _FirstOrder(torch.autograd.Function):
         raise RuntimeError(f"{ctx.op}: trying to differentiate twice; this op has first derivatives only")
 
 
-def first_order_only(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+def first_order_only(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
     """For a Function's backward whose gradients have no derivative of their own.
 
-    As torch's once_differentiable, but the error also comes where only the saved tensors, not the incoming gradients,
-    would have been differentiated again: a gradient penalty must never be dropped in silence.
+    As torch's once_differentiable, but the error also comes where only the saved tensors, not the incoming
+    gradients, would have been differentiated again: a gradient penalty must never be dropped in silence.
     """
 
     @functools.wraps(backward)
