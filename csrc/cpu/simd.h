@@ -189,7 +189,7 @@ GLM_INLINE Vec<Compute<T>> load_as(const T* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return reinterpret_cast<VecF>(_mm256_slli_epi32(wide, 16));
 #else
-    VecF v;
+    VecF v = {};
     for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
     return v;
 #endif
@@ -202,7 +202,7 @@ GLM_INLINE Vec<Compute<T>> load_as(const T* p) {
     return reinterpret_cast<VecF>(
         vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)))));
 #else
-    VecF v;
+    VecF v = {};
     for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
     return v;
 #endif
