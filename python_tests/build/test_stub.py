@@ -11,5 +11,6 @@ pytest.importorskip("pybind11_stubgen")
 
 
 def test_the_committed_stub_is_that_of_the_built_module() -> None:
-    run = subprocess.run([sys.executable, "tools/stubs.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "tools/stubs.py", "--check"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
