@@ -46,8 +46,8 @@ def register(
 def _no_cuda_kernel(name: str) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
         raise NotImplementedError(
-            f'glm_ext.{name}: expected tensors on the CPU, got cuda: torch cannot call the CUDA kernels yet. Use '
-            'glm_ext.ops.reference, or backend="auto" in layers, which runs plain torch there'
+            f"glm_ext.{name}: expected tensors on the CPU, got cuda: torch cannot call the CUDA kernels yet. "
+            "Use glm_ext.ops.reference, or layers with backend 'auto', which run plain torch there"
         )
 
     return kernel
@@ -65,7 +65,7 @@ def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Call
 
 
 def watched(*tensors: Tensor | None) -> bool:
-    """True when the call must go through the registered op: the short path is for plain tensors on the CPU."""
+    """True when the call must take the registered op: the short path is for plain CPU tensors."""
     if torch.compiler.is_compiling():
         return True
     return not all(t is None or ((type(t) is Tensor or type(t) is Parameter) and t.is_cpu) for t in tensors)
