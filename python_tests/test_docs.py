@@ -9,8 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in TOP_PAGES)]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_FILE = re.compile(
     r"`((?:csrc|glm_ext|python_tests|benchmarks|scripts|docs|cmake)/[\w./]+|[\w.]+\.(?:md|txt|toml))`"

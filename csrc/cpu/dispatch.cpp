@@ -1,4 +1,8 @@
 // Chooses the instruction set once, at the first call.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 
 #include "core/check.h"
@@ -30,6 +34,14 @@ struct Candidate {
   bool supported;
 };
 
+#if defined(GLM_HAVE_AVX2)
+// Clang's __builtin_cpu_supports does not know it before version 16.
+bool has_f16c() {
+  unsigned eax, ebx, ecx = 0, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 std::vector<Candidate> candidates() {
   return {
 #if defined(GLM_HAVE_AVX512)
@@ -37,8 +49,7 @@ std::vector<Candidate> candidates() {
                               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
 #endif
 #if defined(GLM_HAVE_AVX2)
-      {&avx2::kKernels,
-       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()},
 #endif
 #if defined(GLM_HAVE_NEON)
       {&neon::kKernels, true},

@@ -30,24 +30,30 @@ struct Operand {
   }
 };
 
+// The lower halves of a and b, lane by lane in turn; or the upper ones.
+template <bool kUpper, class V, size_t... kLane>
+GLM_INLINE V interleave(V a, V b, std::index_sequence<kLane...>) {
+  constexpr size_t n = sizeof...(kLane), first = kUpper ? n / 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, static_cast<int>(first + kLane / 2 + kLane % 2 * n)...);
+#else
+  using Index = Vec<std::conditional_t<sizeof(LaneOf<V>) == 4, int32_t, int64_t>>;
+  return __builtin_shuffle(a, b, Index{static_cast<LaneOf<Index>>(first + kLane / 2 + kLane % 2 * n)...});
+#endif
+}
+
 // rows[i][j] <-> rows[j][i]: log2(lanes) perfect shuffles.
 template <class C>
 GLM_INLINE void transpose(Vec<C> (&rows)[kLanes<C>]) {
-  using Index = Vec<std::conditional_t<sizeof(C) == 4, int32_t, int64_t>>;
   constexpr int n = kLanes<C>;
-  Index low = {}, high = {};
-#pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) {
-    low[i] = i / 2 + i % 2 * n;
-    high[i] = n / 2 + i / 2 + i % 2 * n;
-  }
+  constexpr auto kEach = std::make_index_sequence<n>();
 #pragma GCC unroll 4
   for (int width = n; width > 1; width /= 2) {
     Vec<C> next[n];
 #pragma GCC unroll 8
     for (int i = 0; i < n / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + n / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + n / 2], high);
+      next[2 * i] = interleave<false>(rows[i], rows[i + n / 2], kEach);
+      next[2 * i + 1] = interleave<true>(rows[i], rows[i + n / 2], kEach);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) rows[i] = next[i];

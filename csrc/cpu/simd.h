@@ -140,7 +140,7 @@ GLM_INLINE V fma(V a, V b, V c) {
 // A NaN in either argument of max and min comes out: softmax and clamps must not swallow it.
 template <class V>
 GLM_INLINE V max(V a, V b) {
-  return (a > b) | (a != a) ? a : b;
+  return ((a > b) | (a != a)) ? a : b;
 }
 
 // The larger of a bound (never NaN) and x; x when x is NaN. One instruction, unlike max.

@@ -86,8 +86,7 @@ std::vector<T> unwritten(int64_t count) {
 // |got - wanted| within the roundings of T and, for a sum of about `terms` terms, of the type that it is
 // computed in; `rounded` is the size of values rounded to T on the way.
 template <class T>
-void expect_close(T got, double wanted, double terms, const char* what, double rounded = 0.0,
-                  std::source_location at = std::source_location::current()) {
+void expect_close(T got, double wanted, double terms, const char* what, double rounded = 0.0, Place at = {}) {
   const double compute_eps = std::is_same_v<T, double> ? kEps<double> : kEps<float>;
   const double tolerance =
       (2 * kEps<T> + 4 * terms * compute_eps) * (1 + std::abs(wanted)) + kEps<T> * rounded;
