@@ -1,10 +1,11 @@
-"""A training example as a picture, after figure 2 of Du et al. 2022: both parts, who sees whom, positions, targets.
+"""A training example as a picture, after figure 2 of Du et al. 2022.
 
-Everything is laid out in cells of the attention grid, one a token: the picture grows with the example.
+Both parts, who sees whom, both positions, inputs and targets. Everything is laid out in cells of the attention grid, one a token: the picture grows with the example.
 """
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def plot_sample(view: SampleView, path: Path, title: str) -> Path:
 
     size = len(view.example)
     labels = max(map(_width, view.inputs)) + 1.0
-    right = max(map(_width, view.targets)) + 1.8
+    right = max(map(_width, view.targets)) + 2.1
     rows = _text_rows(view, labels + size + right)
     top = labels + 1.6 * len(rows) + 3.6
     width, height = labels + size + right, top + size + 3.0
@@ -101,8 +102,13 @@ def plot_sample(view: SampleView, path: Path, title: str) -> Path:
         _draw_text(axes, rows, -labels + 0.5, -top + 1.2, title)
         _draw_grid(axes, view)
         _draw_labels(axes, view, labels)
-        figure.savefig(path)
+        drawn = io.BytesIO()
+        figure.savefig(drawn)
         pyplot.close(figure)
+    # Few colours are in it: a palette takes a third of the bytes.
+    require("PIL.Image", extra="train").open(drawn).convert("RGB").quantize(128).save(
+        path, "PNG", optimize=True
+    )
     return path
 
 
