@@ -13,7 +13,7 @@ from glm_ext.data import (
     GLMTokenizer,
     SpecialIds,
     TokenDocuments,
-    TokenSpanBatches,
+    ExampleBatches,
     collate,
     encode_documents,
     sample_text,
@@ -30,9 +30,9 @@ def documents(*lengths: int) -> TokenDocuments:
     return TokenDocuments(np.concatenate(parts), np.cumsum([0, *lengths]))
 
 
-def batches(source: TokenDocuments, **options: Any) -> TokenSpanBatches:
+def batches(source: TokenDocuments, **options: Any) -> ExampleBatches:
     defaults: dict[str, Any] = {"batch_size": 4, "max_length": 64}
-    return TokenSpanBatches(documents=source, ids=IDS, **(defaults | options))
+    return ExampleBatches(documents=source, ids=IDS, **(defaults | options))
 
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
