@@ -14,8 +14,8 @@ lint: build
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run -Werror $(CPP)
-	python scripts/stubs.py --check
+	@clang-format --dry-run -Werror $(CPP)
+	python tools/stubs.py --check
 
 format:
 	ruff check --fix-only --quiet .
@@ -23,7 +23,7 @@ format:
 	clang-format -i $(CPP)
 
 stubs: build  ## glm_ext/_C.pyi from the built module
-	python scripts/stubs.py
+	python tools/stubs.py
 
 # The extension and its tests in a folder of their own, so that the usual build stays. Leaks are those of the
 # interpreter; libstdc++ comes first because the sanitizer must find its exceptions before the module is loaded.
@@ -33,7 +33,7 @@ sanitize:
 	GLM_SANITIZE=address,undefined python setup.py -q build_ext --build-lib $(SANITIZED)
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$(for lib in libasan.so libubsan.so libstdc++.so; do $${CXX:-g++} -print-file-name=$$lib; done | tr '\n' ' ')" \
-	  python -m pytest -q python_tests/ops $(SANITIZE_TESTS)
+	  python -m pytest -q -n 2 python_tests/ops
 
 bench: build
 	python -m pytest benchmarks --benchmark-only

@@ -1,8 +1,9 @@
 """What is measured: one case is one op at one shape, with every peer that can do the same work.
 
-A peer is a function of no arguments that does the work once. Peers are what a torch user would write today, at their best:
-fused SDPA rather than a softmax by hand, compiled where compiling helps, the loss rows gathered where there are fewer.
-The work of a case is counted by a formula beside it, the same for all its peers.
+A peer is a function of no arguments that does the work once. Peers are what a torch user would write today,
+at their best: fused SDPA rather than a softmax by hand, compiled where compiling helps, the loss rows
+gathered where there are fewer. The work of a case is counted by a formula beside it, the same for all its
+peers.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _infer(forward: Callable[[], object]) -> Peer:
     return step
 
 
-# ------------------------------------------------------------------------------------------------ attention
+# -------------------------------------------------------------------------------------------------- attention
 
 
 def visible_pairs(S: int, prefix: int) -> int:
@@ -65,11 +66,20 @@ def visible_pairs(S: int, prefix: int) -> int:
 
 
 def attention(
-    B: int, H: int, S: int, D: int, prefix: int, dropout_p: float = 0.0, dtype: torch.dtype = torch.float32, backward: bool = True
+    B: int,
+    H: int,
+    S: int,
+    D: int,
+    prefix: int,
+    dropout_p: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    backward: bool = True,
 ) -> Case:
     def peers() -> dict[str, Peer]:
         torch.manual_seed(0)
-        packed = torch.randn(B, S, 3, H, D, dtype=dtype, requires_grad=backward)  # as the QKV projection gives it
+        packed = torch.randn(
+            B, S, 3, H, D, dtype=dtype, requires_grad=backward
+        )  # as the QKV projection gives it
         q, k, v = packed.permute(2, 0, 3, 1, 4)
         mask = visible(S, S, prefix)  # [1, S, S]: broadcasts over the batch, as kindly to SDPA as can be
         prefix_len = torch.full((B,), prefix)
@@ -93,7 +103,14 @@ def attention(
         name=f"{direction} B={B} H={H} S={S} D={D} a={prefix} {_short(dtype)}{dropout}",
         peers=peers,
         flops=(3.5 if backward else 1.0) * 4 * D * visible_pairs(S, prefix) * B * H,
-        shape={"S": S, "D": D, "prefix": prefix / S, "direction": direction, "dropout": dropout_p, "dtype": _short(dtype)},
+        shape={
+            "S": S,
+            "D": D,
+            "prefix": prefix / S,
+            "direction": direction,
+            "dropout": dropout_p,
+            "dtype": _short(dtype),
+        },
     )
 
 
@@ -123,15 +140,21 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Callable[[], Tensor]:
     return lambda: compiled(q, k, v, block_mask=block_mask)  # type: ignore[return-value]
 
 
-# ------------------------------------------------------------------------------------------------ the other ops
+# ---------------------------------------------------------------------------------------------- the other ops
 
 
 def gelu_mlp(N: int, E: int, hidden: int, dtype: torch.dtype = torch.float32) -> Case:
     def peers() -> dict[str, Peer]:
         torch.manual_seed(0)
         x = torch.randn(N, E, dtype=dtype, requires_grad=True)
-        w1, b1 = (0.02 * torch.randn(hidden, E)).to(dtype).requires_grad_(), torch.zeros(hidden, dtype=dtype, requires_grad=True)
-        w2, b2 = (0.02 * torch.randn(E, hidden)).to(dtype).requires_grad_(), torch.zeros(E, dtype=dtype, requires_grad=True)
+        w1, b1 = (
+            (0.02 * torch.randn(hidden, E)).to(dtype).requires_grad_(),
+            torch.zeros(hidden, dtype=dtype, requires_grad=True),
+        )
+        w2, b2 = (
+            (0.02 * torch.randn(E, hidden)).to(dtype).requires_grad_(),
+            torch.zeros(E, dtype=dtype, requires_grad=True),
+        )
 
         def eager() -> Tensor:
             return F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
@@ -143,7 +166,12 @@ def gelu_mlp(N: int, E: int, hidden: int, dtype: torch.dtype = torch.float32) ->
             "torch.compile": _train(torch.compile(eager), inputs),
         }
 
-    return Case(op="gelu_mlp", name=f"fwd+bwd N={N} E={E} F={hidden} {_short(dtype)}", peers=peers, flops=3 * 4 * N * E * hidden)
+    return Case(
+        op="gelu_mlp",
+        name=f"fwd+bwd N={N} E={E} F={hidden} {_short(dtype)}",
+        peers=peers,
+        flops=3 * 4 * N * E * hidden,
+    )
 
 
 def embedding_2d(N: int, E: int, V: int, P: int, dropout_p: float) -> Case:
@@ -155,18 +183,26 @@ def embedding_2d(N: int, E: int, V: int, P: int, dropout_p: float) -> Case:
         tables = [torch.randn(rows, E, requires_grad=True) for rows in (V, P, P)]
 
         def eager() -> Tensor:
-            summed = F.embedding(tokens, tables[0]) + F.embedding(positions, tables[1]) + F.embedding(blocks, tables[2])
+            summed = (
+                F.embedding(tokens, tables[0])
+                + F.embedding(positions, tables[1])
+                + F.embedding(blocks, tables[2])
+            )
             return F.dropout(summed, dropout_p)
 
         return {
-            OURS: _train(lambda: ops.embedding_2d(tokens, positions, blocks, *tables, dropout_p=dropout_p), tables),
+            OURS: _train(
+                lambda: ops.embedding_2d(tokens, positions, blocks, *tables, dropout_p=dropout_p), tables
+            ),
             "eager": _train(eager, tables),
             "torch.compile": _train(torch.compile(eager), tables),
         }
 
     # Forward: three rows read, one written. Backward: one row read, three tables of gradients written whole.
     traffic = 4.0 * E * (N * 4 + N + V + 2 * P)
-    return Case(op="embedding_2d", name=f"fwd+bwd N={N} E={E} V={V} f32 p={dropout_p}", peers=peers, bytes=traffic)
+    return Case(
+        op="embedding_2d", name=f"fwd+bwd N={N} E={E} V={V} f32 p={dropout_p}", peers=peers, bytes=traffic
+    )
 
 
 def dropout_add_layer_norm(N: int, E: int, dropout_p: float) -> Case:
@@ -181,14 +217,18 @@ def dropout_add_layer_norm(N: int, E: int, dropout_p: float) -> Case:
 
         inputs = [x, residual, weight, bias]
         return {
-            OURS: _train(lambda: ops.dropout_add_layer_norm(x, residual, weight, bias, dropout_p=dropout_p), inputs),
+            OURS: _train(
+                lambda: ops.dropout_add_layer_norm(x, residual, weight, bias, dropout_p=dropout_p), inputs
+            ),
             "eager": _train(eager, inputs),
             "torch.compile": _train(torch.compile(eager), inputs),
         }
 
     # Forward reads two matrices and writes two; backward reads three and writes two (one without dropout).
     traffic = 4.0 * N * E * (4 + 3 + (2 if dropout_p else 1))
-    return Case(op="dropout_add_layer_norm", name=f"fwd+bwd N={N} E={E} f32 p={dropout_p}", peers=peers, bytes=traffic)
+    return Case(
+        op="dropout_add_layer_norm", name=f"fwd+bwd N={N} E={E} f32 p={dropout_p}", peers=peers, bytes=traffic
+    )
 
 
 def linear_cross_entropy(N: int, E: int, V: int, share: float) -> Case:
@@ -216,7 +256,9 @@ def linear_cross_entropy(N: int, E: int, V: int, share: float) -> Case:
         if share < 1.0:
             found["eager, rows gathered"] = _train(gathered, inputs)
         if share == 1.0 and hasattr(F, "linear_cross_entropy"):
-            found["F.linear_cross_entropy"] = _train(lambda: F.linear_cross_entropy(hidden, weight, targets), inputs)
+            found["F.linear_cross_entropy"] = _train(
+                lambda: F.linear_cross_entropy(hidden, weight, targets), inputs
+            )
         return found
 
     rows = round(N * share)

@@ -1,9 +1,10 @@
-"""Every case with its peers taking turns, round after round, in one process: what the performance tables are made from.
+"""Every case with its peers taking turns, round after round, in one process: where the tables come from.
 
-    python -m benchmarks.compare [--only REGEX] [--suite ops|attention] [--threads 2] [--seconds 6] --out FILE.json
+    python -m benchmarks.compare [--only REGEX] [--suite ops|attention] [--threads 2] [--seconds 6] --out
+    FILE.json
 
-Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak is measured
-before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
+Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak
+is measured before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
 """
 
 from __future__ import annotations
@@ -89,9 +90,13 @@ def run(cases: Iterable[Case], seconds: float, threads: int, out: Path) -> None:
     for case in cases:
         result = measure(case, seconds, threads)
         report["cases"].append(result)
-        out.write_text(json.dumps(report, indent=1) + "\n")  # after every case: an interrupted run keeps what it has
+        out.write_text(
+            json.dumps(report, indent=1) + "\n"
+        )  # after every case: an interrupted run keeps what it has
         ours = result["peers"][OURS]["median"]
-        line = ", ".join(f"{name} {r['median'] / ours:.2f}x" for name, r in result["peers"].items() if name != OURS)
+        line = ", ".join(
+            f"{name} {r['median'] / ours:.2f}x" for name, r in result["peers"].items() if name != OURS
+        )
         print(f"{case.id}: {ours * 1e3:.3f} ms, {rate(result, ours)}; {line}", flush=True)
         gc.collect()
 
@@ -104,7 +109,9 @@ def rate(result: dict[str, Any], seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--suite", choices=SUITES, default="ops")
     parser.add_argument("--only", default="", help="run the cases whose name this regular expression finds")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

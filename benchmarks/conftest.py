@@ -1,4 +1,4 @@
-"""Prints, after pytest-benchmark's own tables, what each figure means: useful GFLOP/s or GB/s, share of peak, ratio."""
+"""Prints after pytest-benchmark's tables what a figure means: useful GFLOP/s or GB/s, share of peak."""
 
 from __future__ import annotations
 

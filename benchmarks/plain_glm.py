@@ -1,7 +1,8 @@
 """GLM as one writes it today in plain torch: the peer of the end-to-end benchmark.
 
-nn.Linear, fused SDPA with a boolean mask, F.dropout, F.layer_norm, F.gelu, and the loss on the gathered Part B rows. It reads
-the parameters of a glm_ext.GLM under the same names, so that both start from the same weights.
+nn.Linear, fused SDPA with a boolean mask, F.dropout, F.layer_norm, F.gelu, and the loss on the gathered Part
+B rows. It reads the parameters of a glm_ext.GLM under the same names, so that both start from the same
+weights.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ class PlainBlock(nn.Module):
     def __init__(self, config: GLMConfig) -> None:
         super().__init__()
         E, hidden = config.hidden_size, config.ffn_hidden_size
-        self.num_heads, self.dropout, self.attention_dropout = config.num_heads, config.hidden_dropout, config.attention_dropout
-        self.norm1, self.norm2 = nn.LayerNorm(E, config.layer_norm_eps), nn.LayerNorm(E, config.layer_norm_eps)
+        self.num_heads, self.dropout, self.attention_dropout = (
+            config.num_heads,
+            config.hidden_dropout,
+            config.attention_dropout,
+        )
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(E, config.layer_norm_eps),
+            nn.LayerNorm(E, config.layer_norm_eps),
+        )
         self.qkv, self.dense = nn.Linear(E, 3 * E), nn.Linear(E, E)
         self.up, self.down = nn.Linear(E, hidden), nn.Linear(hidden, E)
 
@@ -43,7 +51,11 @@ class PlainGLM(nn.Module):
         S = batch.tokens.shape[1]
         i, j = torch.arange(S)[:, None], torch.arange(S)
         mask = ((j <= i) | (j < batch.prefix_len[:, None, None]))[:, None]  # [B, 1, S, S]
-        x = self.words(batch.tokens) + self.places(batch.positions[:, 0]) + self.block_places(batch.positions[:, 1])
+        x = (
+            self.words(batch.tokens)
+            + self.places(batch.positions[:, 0])
+            + self.block_places(batch.positions[:, 1])
+        )
         x = F.dropout(x, self.config.hidden_dropout)
         for block in self.blocks:
             x = block(x, mask)

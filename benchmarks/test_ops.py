@@ -1,4 +1,4 @@
-"""`pytest benchmarks --benchmark-only`: every op at named shapes, with its peers side by side in one group."""
+"""`pytest benchmarks --benchmark-only`: every op at named shapes, its peers side by side in one group."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ def _peer_names() -> list[Any]:
         "gelu_mlp": ["glm_ext", "eager", "torch.compile"],
         "embedding_2d": ["glm_ext", "eager", "torch.compile"],
         "dropout_add_layer_norm": ["glm_ext", "eager", "torch.compile"],
-        "linear_cross_entropy": ["glm_ext", "eager, all rows", "eager, rows gathered", "F.linear_cross_entropy"],
+        "linear_cross_entropy": [
+            "glm_ext",
+            "eager, all rows",
+            "eager, rows gathered",
+            "F.linear_cross_entropy",
+        ],
     }
     return [pytest.param(case, peer, id=f"{case.id} | {peer}") for case in CASES for peer in names[case.op]]
 
 
 @pytest.mark.parametrize(("case", "peer"), _peer_names())
-def test_speed(case: Case, peer: str, built: dict[str, dict[str, Peer]], benchmark: Any, peak_gflops: float) -> None:
+def test_speed(
+    case: Case, peer: str, built: dict[str, dict[str, Peer]], benchmark: Any, peak_gflops: float
+) -> None:
     if case.id not in built:
         built.clear()
         built[case.id] = case.peers()

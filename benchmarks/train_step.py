@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step [--dropout 0.1] [--rounds 3] [--compile] [--threads 2]
 
-Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours. The batch is the
-shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
+Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours.
+The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def make_batch(config: GLMConfig) -> Batch:
 
 
 def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.1, fused=True
+    )
 
     def step() -> None:
         loss(batch).backward()
@@ -55,7 +57,9 @@ def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Ba
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -64,12 +68,17 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    config = GLMConfig.preset(options.preset, hidden_dropout=options.dropout, attention_dropout=options.dropout)
+    config = GLMConfig.preset(
+        options.preset, hidden_dropout=options.dropout, attention_dropout=options.dropout
+    )
     batch = make_batch(config)
     torch.manual_seed(0)
     model = GLM(config)
     plain = plain_twin(model)
-    steps = {"glm_ext": make_step(model, model.loss, batch), "plain torch": make_step(plain, plain.loss, batch)}
+    steps = {
+        "glm_ext": make_step(model, model.loss, batch),
+        "plain torch": make_step(plain, plain.loss, batch),
+    }
     if options.compile:
         compiled = plain_twin(model)
         steps["plain torch, compiled"] = make_step(compiled, torch.compile(compiled.loss), batch)
@@ -84,11 +93,17 @@ def main() -> None:
             times[name].append(time.perf_counter() - begin)
 
     ours = statistics.median(times["glm_ext"])
-    print(f"GLM-{options.preset} step, B={B} S={S} a={PREFIX} dropout={options.dropout} f32, {options.threads} threads")
+    print(
+        f"GLM-{options.preset} step, B={B} S={S} a={PREFIX} dropout={options.dropout} f32, "
+        f"{options.threads} threads"
+    )
     for name, seconds in times.items():
         median = statistics.median(seconds)
         spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
-        print(f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  {median / ours:5.2f}x ours")
+        print(
+            f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  "
+            f"{median / ours:5.2f}x ours"
+        )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ Meant to be pasted whole into a bug report.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 
 import torch
+
+from glm_ext import _C
 
 _PEERS = ("flash_attn", "xformers", "transformers")
 
@@ -47,17 +48,11 @@ def main() -> int:
 
 
 def _kernels() -> dict[str, str]:
-    try:
-        kernels = importlib.import_module("glm_ext._C")
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "glm_ext._C"
-        reason = "not built" if missing else f"built, but does not load ({error})"
-        return {"kernels": f"{reason}; build them with: pip install -e . (needs a C++20 compiler)"}
     return {
-        "compiler": kernels.compiler(),
-        "instruction set": f"{kernels.isa()} (built: {_listed(kernels.isas_built())};"
-        f" this CPU runs: {_listed(kernels.isas_supported())})",
-        "CUDA kernels": kernels.cuda_architectures() or "not built (build them with GLM_CUDA=on)",
+        "compiler": _C.compiler(),
+        "instruction set": f"{_C.isa()} (built: {_listed(_C.isas_built())};"
+        f" this CPU runs: {_listed(_C.isas_supported())}; GLM_FORCE_ISA chooses another)",
+        "CUDA kernels": _C.cuda_architectures() or "not built (build them with GLM_CUDA=on)",
     }
 
 

@@ -19,18 +19,18 @@ from .ops import reference
 from .ops.reference import Lengths
 
 
-def ops_for(backend: str) -> ModuleType:
-    """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", the best there is.
+def ops_for(backend: str, device_type: str = "cpu") -> ModuleType:
+    """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", fused where torch can call them.
 
     >>> ops_for("eager").__name__
     'glm_ext.ops.reference'
+    >>> ops_for("auto", "cuda").__name__
+    'glm_ext.ops.reference'
     """
-    if backend == "eager":
+    if backend == "eager" or (backend == "auto" and device_type == "cuda"):
         return reference
-    if backend == "fused":
+    if backend in ("fused", "auto"):
         return ops
-    if backend == "auto":
-        return ops if hasattr(ops, "span_attention") else reference
     raise ValueError(f'backend: expected "auto", "fused" or "eager", got {backend!r}')
 
 
@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
     @property
     def ops(self) -> ModuleType:
-        return ops_for(self.backend)
+        return ops_for(self.backend, next(self.parameters()).device.type)
 
     @property
     def dropout_p(self) -> float:

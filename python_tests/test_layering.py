@@ -45,7 +45,7 @@ PYTHON = {
     "info": {"_C", "ops"},
     "train": {"model", "data", "config", "batch", "generate", "info"},
     "cli": {"train", "generate", "interop", "model", "data", "config", "batch", "info", "ops", "nn"},
-    "": {"ops", "nn", "config", "batch", "model", "generate", "interop"},
+    "": {"_C", "ops", "nn", "config", "batch", "model", "generate", "interop"},
 }
 
 

@@ -61,7 +61,7 @@ def inputs(B=2, S=6, prefix=4):
     return torch.randint(50, (B, S)), places.expand(B, 2, S)
 
 
-# ---------------------------------------------------------------------------------------------------- golden
+# ----------------------------------------------------------------------------------------------------- golden
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -120,7 +120,7 @@ def test_bfloat16_is_at_least_as_right_as_plain_torch():
     assert max(errors) < 16 * eps
 
 
-# --------------------------------------------------------------------------------------- lengths and padding
+# ---------------------------------------------------------------------------------------- lengths and padding
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -168,7 +168,7 @@ def test_loss_weighs_targets_by_the_mask():
     torch.testing.assert_close(model.loss(batch), (ce * loss_mask).sum() / 3.5)
 
 
-# --------------------------------------------------------------------------------------------- construction
+# ----------------------------------------------------------------------------------------------- construction
 
 
 def test_initialisation():

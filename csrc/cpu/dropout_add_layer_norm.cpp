@@ -28,23 +28,25 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
 
   Vec<C> sum = {};
   for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
-    Vec<C> h = load_some(residual + e, count) + dropout_row<kDropout>(load_some(x + e, count), factor);
-    store_some(sum_out + e, h, count);
-    if constexpr (sizeof(T) == 2) h = load_some(sum_out + e, count);  // the mean is that of the rounded sum
+    Vec<C> h = load_as_some(residual + e, count) + dropout_row<kDropout>(load_as_some(x + e, count), factor);
+    store_as_some(sum_out + e, h, count);
+    if constexpr (sizeof(T) == 2)
+      h = load_as_some(sum_out + e, count);  // the mean is that of the rounded sum
     sum += keep_first<C>(h, count);
   });
   const C mean = reduce_add(sum) / static_cast<C>(width);
 
   Vec<C> squares = {};
   for_columns<C>(0, width, [&](int64_t e, int count) {
-    const Vec<C> centred = keep_first<C>(load_some(sum_out + e, count) - mean, count);
+    const Vec<C> centred = keep_first<C>(load_as_some(sum_out + e, count) - mean, count);
     squares = fma(centred, centred, squares);
   });
   const C rstd = C(1) / std::sqrt(reduce_add(squares) / static_cast<C>(width) + static_cast<C>(p.eps));
 
   for_columns<C>(0, width, [&](int64_t e, int count) {
-    const Vec<C> xhat = (load_some(sum_out + e, count) - mean) * rstd;
-    store_some(normed + e, fma(xhat, load_some(weight + e, count), load_some(bias + e, count)), count);
+    const Vec<C> xhat = (load_as_some(sum_out + e, count) - mean) * rstd;
+    store_as_some(normed + e, fma(xhat, load_as_some(weight + e, count), load_as_some(bias + e, count)),
+                  count);
   });
   static_cast<C*>(p.mean)[n] = mean;
   static_cast<C*>(p.rstd)[n] = rstd;
@@ -72,14 +74,14 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
 
   Vec<C> g_sum = {}, g_xhat_sum = {};
   for_columns<C>(0, width, [&](int64_t e, int count) {
-    const Vec<C> dy = load_some(grad_normed + e, count);
-    const Vec<C> xhat = (load_some(h + e, count) - mean) * rstd;
-    const Vec<C> g = keep_first<C>(dy * load_some(weight + e, count), count);
+    const Vec<C> dy = load_as_some(grad_normed + e, count);
+    const Vec<C> xhat = (load_as_some(h + e, count) - mean) * rstd;
+    const Vec<C> g = keep_first<C>(dy * load_as_some(weight + e, count), count);
     g_sum += g;
     g_xhat_sum = fma(g, xhat, g_xhat_sum);
     if (weight_sum) {
-      store_some(weight_sum + e, fma(dy, xhat, load_some(weight_sum + e, count)), count);
-      store_some(bias_sum + e, load_some(bias_sum + e, count) + dy, count);
+      store_as_some(weight_sum + e, fma(dy, xhat, load_as_some(weight_sum + e, count)), count);
+      store_as_some(bias_sum + e, load_as_some(bias_sum + e, count) + dy, count);
     }
   });
   if (!grad_x && !grad_residual) return;
@@ -87,12 +89,12 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
   const C g_xhat_mean = reduce_add(g_xhat_sum) / static_cast<C>(width);
 
   for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
-    const Vec<C> xhat = (load_some(h + e, count) - mean) * rstd;
-    const Vec<C> g = load_some(grad_normed + e, count) * load_some(weight + e, count);
+    const Vec<C> xhat = (load_as_some(h + e, count) - mean) * rstd;
+    const Vec<C> g = load_as_some(grad_normed + e, count) * load_as_some(weight + e, count);
     Vec<C> grad_h = (g - g_mean - xhat * g_xhat_mean) * rstd;
-    if (grad_stream) grad_h += load_some(grad_stream + e, count);
-    if (grad_residual) store_some(grad_residual + e, grad_h, count);
-    if (grad_x) store_some(grad_x + e, dropout_row<kDropout>(grad_h, factor), count);
+    if (grad_stream) grad_h += load_as_some(grad_stream + e, count);
+    if (grad_residual) store_as_some(grad_residual + e, grad_h, count);
+    if (grad_x) store_as_some(grad_x + e, dropout_row<kDropout>(grad_h, factor), count);
   });
 }
 
@@ -103,8 +105,9 @@ void sum_partials(const DropoutAddLayerNormBackward& p, int64_t partials, int wh
   const C* first = static_cast<const C*>(p.workspace) + which * p.width;
   for_columns<C>(0, p.width, [&](int64_t e, int count) {
     Vec<C> sum = {};
-    for (int64_t part = 0; part < partials; ++part) sum += load_some(first + part * 2 * p.width + e, count);
-    store_some(out + e, sum, count);
+    for (int64_t part = 0; part < partials; ++part)
+      sum += load_as_some(first + part * 2 * p.width + e, count);
+    store_as_some(out + e, sum, count);
   });
 }
 

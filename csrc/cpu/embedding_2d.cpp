@@ -37,8 +37,8 @@ void forward_row(const Embedding2DForward& p, const RowDropout& dropout, int64_t
   T* out = static_cast<T*>(p.out) + n * p.width;
   for_columns_dropout<C, kDropout>(dropout, n, p.width, [&](int64_t e, int count, const C* factor) {
     const Vec<C> sum =
-        load_some(row[0] + e, count) + load_some(row[1] + e, count) + load_some(row[2] + e, count);
-    store_some(out + e, dropout_row<kDropout>(sum, factor), count);
+        load_as_some(row[0] + e, count) + load_as_some(row[1] + e, count) + load_as_some(row[2] + e, count);
+    store_as_some(out + e, dropout_row<kDropout>(sum, factor), count);
   });
 }
 
@@ -94,11 +94,12 @@ void sum_rows(const Embedding2DBackward& p, const RowDropout& dropout, const int
       if constexpr (kDropout) dropout.factors(order[i], chunk, factor);
       for_columns<C>(chunk, end, [&](int64_t e, int lanes) {
         C* sum_e = sum + (e - chunk);
-        store(sum_e, load(sum_e) + dropout_row<kDropout>(load_some(grad + e, lanes), factor + (e - chunk)));
+        store(sum_e,
+              load(sum_e) + dropout_row<kDropout>(load_as_some(grad + e, lanes), factor + (e - chunk)));
       });
     }
     for_columns<C>(chunk, end,
-                   [&](int64_t e, int lanes) { store_some(out + e, load(sum + (e - chunk)), lanes); });
+                   [&](int64_t e, int lanes) { store_as_some(out + e, load(sum + (e - chunk)), lanes); });
   }
 }
 
@@ -107,8 +108,8 @@ void sum_pieces(const Compute<T>* pieces, int64_t count, int64_t width, T* out) 
   using C = Compute<T>;
   for_columns<C>(0, width, [&](int64_t e, int lanes) {
     Vec<C> sum = {};
-    for (int64_t i = 0; i < count; ++i) sum += load_some(pieces + i * width + e, lanes);
-    store_some(out + e, sum, lanes);
+    for (int64_t i = 0; i < count; ++i) sum += load_as_some(pieces + i * width + e, lanes);
+    store_as_some(out + e, sum, lanes);
   });
 }
 

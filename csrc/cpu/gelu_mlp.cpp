@@ -8,32 +8,43 @@
 #include "cpu/declarations.h"
 #include "cpu/gelu_simd.h"
 #include "cpu/gemm.h"
+#include "cpu/rows.h"
 
 namespace glm::cpu::GLM_ISA {
 namespace {
 
 static_assert(kGeluMlpGroupRows % kBlockRows == 0, "a group of rows is summed by one thread, in order");
 
-template <class T>
-struct Activation {
-  Gelu kind;
-  GLM_INLINE Vec<Compute<T>> operator()(Vec<Compute<T>> v) const {
-    return kind == Gelu::tanh ? gelu<Gelu::tanh>(v) : gelu<Gelu::erf>(v);
-  }
-};
+template <class C, Gelu kKind>
+void activate(C* values, int64_t count) {
+  for_columns<C>(0, count, [&](int64_t i, int some) {
+    store_as_some(values + i, gelu<kKind>(load_as_some(values + i, some)), some);
+  });
+}
+
+template <class C>
+auto activation(Gelu kind) {
+  return kind == Gelu::tanh ? activate<C, Gelu::tanh> : activate<C, Gelu::erf>;
+}
 
 // pre = C + bias, and post = gelu(pre).
 template <class T>
 struct StoreActivation {
   Store<T> pre;
   T* post;
-  Activation<T> activation;
+  Gelu kind;
+
+  GLM_INLINE void prefetch(int64_t row, int64_t col, int rows, int cols) const {
+    pre.prefetch(row, col, rows, cols);
+    prefetch_tile(post, pre.row_stride, row, col, rows, cols);
+  }
 
   GLM_INLINE void operator()(GemmTile<Compute<T>>& tile, int64_t row, int64_t col, int rows, int cols) const {
     pre(tile, row, col, rows, cols);
     for_tile<Compute<T>>(tile, rows, cols, [&](int r, int c, const auto&, int count) {
       const int64_t at = (row + r) * pre.row_stride + col + c;
-      store_as_some(post + at, activation(load_as_some(pre.out + at, count)), count);
+      const Vec<Compute<T>> p = load_as_some(pre.out + at, count);
+      store_as_some(post + at, kind == Gelu::tanh ? gelu<Gelu::tanh>(p) : gelu<Gelu::erf>(p), count);
     });
   }
 };
@@ -47,6 +58,11 @@ struct StoreGradPre {
   int64_t hidden;
   C* sums;  // [partials, hidden], or null
   Gelu kind;
+
+  GLM_INLINE void prefetch(int64_t row, int64_t col, int rows, int cols) const {
+    prefetch_tile(pre, hidden, row, col, rows, cols);
+    prefetch_tile(grad_pre, hidden, row, col, rows, cols);
+  }
 
   GLM_INLINE void operator()(GemmTile<C>& tile, int64_t row, int64_t col, int rows, int cols) const {
     for_tile<C>(tile, rows, cols, [&](int r, int c, Vec<C>& v, int count) {
@@ -111,21 +127,20 @@ void forward(const GeluMlpForward& p) {
   using C = Compute<T>;
   const auto& [dtype, kind, rows, width, hidden, width_out] = p.shape;
   const Store<T> store_pre = {static_cast<T*>(p.pre), hidden, static_cast<const T*>(p.b1)};
-  const Activation<T> activation = {kind};
   if (p.post) {
-    const StoreActivation<T> store = {store_pre, static_cast<T*>(p.post), activation};
-    gemm<C>(rows, hidden, width, by_rows<T>(p.x), by_rows<T>(p.w1), store, p.threads);
+    const StoreActivation<T> store = {store_pre, static_cast<T*>(p.post), kind};
+    gemm(rows, hidden, width, by_rows<T>(p.x), by_rows<T>(p.w1), store, p.threads);
   } else {
-    gemm<C>(rows, hidden, width, by_rows<T>(p.x), by_rows<T>(p.w1), store_pre, p.threads);
+    gemm(rows, hidden, width, by_rows<T>(p.x), by_rows<T>(p.w1), store_pre, p.threads);
   }
   if (!p.y) return;
   const Store<T> store_y = {static_cast<T*>(p.y), width_out, static_cast<const T*>(p.b2)};
   if (p.post) {
     const Operand<T> post = {static_cast<const T*>(p.post), hidden, 1};
-    gemm<C>(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
+    gemm(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
   } else {
-    const Mapped post = {Operand<T>{static_cast<const T*>(p.pre), hidden, 1}, activation};
-    gemm<C>(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
+    const Operand<T> post = {static_cast<const T*>(p.pre), hidden, 1, activation<C>(kind)};
+    gemm(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
   }
 }
 
@@ -142,23 +157,23 @@ void backward(const GeluMlpBackward& p) {
     const Store<T> store = {static_cast<T*>(p.grad_w2), hidden};
     if (p.post) {
       const Operand<T> post = {static_cast<const T*>(p.post), 1, hidden};
-      gemm<C>(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
+      gemm(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
     } else {
-      const Mapped post = {Operand<T>{pre, 1, hidden}, Activation<T>{kind}};
-      gemm<C>(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
+      const Operand<T> post = {pre, 1, hidden, activation<C>(kind)};
+      gemm(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
     }
   }
   if (!p.grad_x && !p.grad_w1 && !p.grad_b1) return;
   const StoreGradPre<T> store = {pre, grad_pre, hidden, p.grad_b1 ? sums : nullptr, kind};
-  gemm<C>(rows, hidden, width_out, by_rows<T>(p.grad_y), by_cols<T>(p.w2), store, p.threads);
+  gemm(rows, hidden, width_out, by_rows<T>(p.grad_y), by_cols<T>(p.w2), store, p.threads);
   if (p.grad_b1) sum_groups<T>(sums, gelu_mlp_partials(rows), hidden, static_cast<T*>(p.grad_b1));
   if (p.grad_x) {
     const Store<T> store_x = {static_cast<T*>(p.grad_x), width};
-    gemm<C>(rows, width, hidden, Operand<T>{grad_pre, hidden, 1}, by_cols<T>(p.w1), store_x, p.threads);
+    gemm(rows, width, hidden, Operand<T>{grad_pre, hidden, 1}, by_cols<T>(p.w1), store_x, p.threads);
   }
   if (p.grad_w1) {
     const Store<T> store_w1 = {static_cast<T*>(p.grad_w1), width};
-    gemm<C>(hidden, width, rows, Operand<T>{grad_pre, 1, hidden}, by_cols<T>(p.x), store_w1, p.threads);
+    gemm(hidden, width, rows, Operand<T>{grad_pre, 1, hidden}, by_cols<T>(p.x), store_w1, p.threads);
   }
 }
 

@@ -7,12 +7,14 @@
 // once into panels as wide as the register tile; blocks of C that fit a core's L2 are then handed out; each
 // finished tile goes to the epilogue, which adds a bias, stores, sums columns, whatever the caller wants:
 //
-//   epilogue(tile, row, col, rows, cols)     Tile<C>&; only the first rows x cols of its elements exist
+//   epilogue(tile, row, col, rows, cols)          Tile<C>&; only the first rows x cols of its elements exist
+//   epilogue.prefetch(row, col, rows, cols)       just before that tile's last chain
 //
-// An element is a sum, in order, of chains of fma over kDepthBlock values of k, however the blocks are cut: an
-// error that grows with the number of chains, not with the depth. The tiles of one block (kBlockRows x kBlockCols, both aligned) come to the epilogue
-// from one thread, column of tiles by column of tiles, rows ascending: partial sums by row / kBlockRows or by
-// col / kBlockCols need no locks and are the same bits for every thread count.
+// An element is a sum, in order, of chains of fma over kDepthBlock values of k, however the blocks are cut:
+// an error that grows with the number of chains, not with the depth. The tiles of one block (kBlockRows x
+// kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by column of tiles, rows
+// ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and are the same bits for
+// every thread count.
 #pragma once
 
 #include <algorithm>
@@ -26,46 +28,46 @@ namespace glm::cpu::GLM_ISA {
 
 template <class C>
 using GemmTile = Tile<C, kTileRows, kTileVectors>;
-template <class C>
-inline constexpr int kTileCols = kTileVectors * kLanes<C>;
 
-inline constexpr int64_t kBlockRows = 192;  // of every tile height; x kDepthBlock: an L2-resident block of a
+// A multiple of every tile's height. With kDepthBlock of a, and the sums of a block, it fits L2.
+inline constexpr int64_t kBlockRows = 384;
 template <class C>
-inline constexpr int64_t kBlockCols = 16 * kTileCols<C>;
+inline constexpr int64_t kBlockCols = 128 / kTileCols<C> * kTileCols<C>;
 inline constexpr int64_t kDepthBlock = 256;              // x kTileCols: a panel of b that stays in L1
 inline constexpr int64_t kMaxDepth = 4096;               // packed at a time
 inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // elements of an operand that are packed at a time
 inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
 static_assert(kBlockRows % kTileRows == 0);
 
-// tile += a b; both panels packed, `depth` long.
+// tile = or += a b, one chain; both panels packed, `depth` long.
 template <class C>
-[[gnu::noinline]] void multiply_tile(int64_t depth, const C* a, const C* b, GemmTile<C>& tile) {
-  tile.accumulate(depth, a, 1, kTileRows, b, kTileCols<C>);
+[[gnu::noinline]] void multiply_tile(int64_t depth, const C* a, const C* b, bool add, GemmTile<C>& tile) {
+  GemmTile<C> chain;
+  chain.clear();
+  chain.accumulate(depth, a, 1, kTileRows, b, kTileCols<C>);
+  if (add) chain.add(tile);
+  tile = chain;
 }
 
 // A block of C: panels of a and b with `depth` of k. `tiles` keeps its sums between slices of the depth, and
 // from one call to the next: `first` starts them, `last` finishes them.
 template <class C, class Epilogue>
-void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t depth, const C* a,
-                    const C* b, GemmTile<C>* tiles, bool first, bool last, const Epilogue& epilogue) {
+[[gnu::noinline]] void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t depth,
+                                      const C* a, const C* b, GemmTile<C>* tiles, bool first, bool last,
+                                      const Epilogue& epilogue) {
   const int64_t slices = std::max<int64_t>(ceil_div(depth, kDepthBlock), 1);
   for (int64_t slice = 0; slice < slices; ++slice) {
     const int64_t k = slice * kDepthBlock, count = std::min(kDepthBlock, depth - k);
     GemmTile<C>* tile = tiles;
     for (int64_t j = 0; j < cols; j += kTileCols<C>) {
       for (int64_t i = 0; i < rows; i += kTileRows, ++tile) {
-        GemmTile<C> part;
-        part.clear();
-        multiply_tile<C>(count, a + i * depth + k * kTileRows, b + j * depth + k * kTileCols<C>, part);
-        if (first && slice == 0) {
-          *tile = part;
-        } else {
-          tile->add(part);
-        }
-        if (last && slice == slices - 1)
-          epilogue(*tile, row0 + i, col0 + j, static_cast<int>(std::min<int64_t>(kTileRows, rows - i)),
-                   static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j)));
+        const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - i));
+        const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j));
+        const bool finish = last && slice == slices - 1;
+        if (finish) epilogue.prefetch(row0 + i, col0 + j, tile_rows, tile_cols);
+        multiply_tile<C>(count, a + i * depth + k * kTileRows, b + j * depth + k * kTileCols<C>,
+                         !first || slice > 0, *tile);
+        if (finish) epilogue(*tile, row0 + i, col0 + j, tile_rows, tile_cols);
       }
     }
   }
@@ -77,9 +79,10 @@ inline int64_t part_size(int64_t size, int64_t limit, int64_t unit) {
   return ceil_div(ceil_div(size, parts), unit) * unit;
 }
 
-template <class C, class A, class B, class Epilogue>
-void gemm(int64_t rows, int64_t cols, int64_t depth, const A& a, const B& b, const Epilogue& epilogue,
-          int threads) {
+template <class T, class Epilogue>
+void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
+          const Epilogue& epilogue, int threads) {
+  using C = Compute<T>;
   if (rows <= 0 || cols <= 0) return;
   constexpr int64_t kTilesPerBlock = kBlockRows / kTileRows * (kBlockCols<C> / kTileCols<C>);
   constexpr int64_t kRowRun = kPackRun / kTileRows, kColRun = kPackRun / kTileCols<C>;  // panels
@@ -108,10 +111,10 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, const A& a, const B& b, con
         const int64_t col_tasks = one_pass && row0 > 0 ? 0 : ceil_div(col_panels, kColRun);
         parallel_for(row_tasks + col_tasks, threads, [&](int64_t task) {
           if (task < row_tasks) {
-            pack_panels<C, kTileRows>(a, row0, part_rows, task * kRowRun, kRowRun, k0, part_depth, packed_a);
+            pack_panels<kTileRows>(a, row0, part_rows, task * kRowRun, kRowRun, k0, part_depth, packed_a);
           } else {
-            pack_panels<C, kTileCols<C>>(b, col0, part_cols, (task - row_tasks) * kColRun, kColRun, k0,
-                                         part_depth, packed_b);
+            pack_panels<kTileCols<C>>(b, col0, part_cols, (task - row_tasks) * kColRun, kColRun, k0,
+                                      part_depth, packed_b);
           }
         });
         parallel_for(row_blocks * col_blocks, threads, [&](int64_t task) {
@@ -139,6 +142,17 @@ GLM_INLINE void for_tile(GemmTile<C>& tile, int rows, int cols, const Body& body
   }
 }
 
+// Asks for the tile's lines of memory while its product is computed: a miss costs more than the epilogue.
+template <class T>
+GLM_INLINE void prefetch_tile(const T* out, int64_t row_stride, int64_t row, int64_t col, int rows,
+                              int cols) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int r = 0; r < rows; ++r) {
+    const T* p = out + (row + r) * row_stride + col;
+    for (int c = 0; c < cols; c += kLine) __builtin_prefetch(p + c, 1);
+  }
+}
+
 // out = C, out = C + bias, or out += C.
 template <class T>
 struct Store {
@@ -146,6 +160,10 @@ struct Store {
   int64_t row_stride;
   const T* bias = nullptr;  // [cols]
   bool add = false;
+
+  GLM_INLINE void prefetch(int64_t row, int64_t col, int rows, int cols) const {
+    prefetch_tile(out, row_stride, row, col, rows, cols);
+  }
 
   GLM_INLINE void operator()(GemmTile<Compute<T>>& tile, int64_t row, int64_t col, int rows, int cols) const {
     for_tile<Compute<T>>(tile, rows, cols, [&](int r, int c, auto& v, int count) {

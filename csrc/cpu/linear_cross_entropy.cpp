@@ -28,9 +28,6 @@ namespace {
 
 using Plan = LinearCrossEntropyPlan;
 
-template <class C>
-constexpr int kTileCols = kTileVectors * kLanes<C>;
-
 static_assert(Plan::kUnit % kTileRows == 0 && Plan::kUnit % kTileCols<float> == 0);
 
 // c[kRows][cols] = or += a b, `cols` (at most a tile's) of them. b's tile is whole.
@@ -175,8 +172,8 @@ class Run {
 
   void first_pass() {
     constexpr int kCols = kTileCols<C>;
-    pack_panels<C, kCols>(Operand<C>{hidden_, p_.width, 1}, 0, columns_, 0, columns_ / kCols, 0, p_.width,
-                          panels_);
+    pack_panels<kCols>(Operand<C>{hidden_, p_.width, 1}, 0, columns_, 0, columns_ / kCols, 0, p_.width,
+                       panels_);
     for_blocks([&](int64_t slice, int64_t begin, int64_t v, int64_t count) {
       const Rows w = weight_rows(v, count);
       for_row_groups<C>(count, [&](int64_t r, auto multiply) {
@@ -237,7 +234,7 @@ class Run {
   void second_pass() {
     constexpr int kCols = kTileCols<C>;
     const int64_t width_panels = ceil_div(p_.width, kCols);
-    pack_panels<C, kCols>(Operand<C>{hidden_, 1, p_.width}, 0, p_.width, 0, width_panels, 0, count_, panels_);
+    pack_panels<kCols>(Operand<C>{hidden_, 1, p_.width}, 0, p_.width, 0, width_panels, 0, count_, panels_);
     for_blocks([&](int64_t slice, int64_t begin, int64_t v, int64_t count) {
       differentiate(v, count);
       if (p_.grad_weight) add_weight_gradient(v, count);

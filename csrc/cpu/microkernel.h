@@ -23,6 +23,9 @@ inline constexpr int kTileRows = 8, kTileVectors = 3;
 inline constexpr int kTileRows = 4, kTileVectors = 3;
 #endif
 
+template <class C>
+inline constexpr int kTileCols = kTileVectors * kLanes<C>;
+
 template <class C, int kRows, int kVectors>
 struct Tile {
   Vec<C> at[kRows][kVectors];

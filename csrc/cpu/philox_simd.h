@@ -154,8 +154,8 @@ struct AttentionDropout {
         sequence(static_cast<uint32_t>(b)),
         threshold(dropout.threshold()) {}
 
-  // For the row counters `row_counter` + lane, where query i has row counter i / 16 * 8 + i % 8, and key j with
-  // j % 64 < 16.
+  // For the row counters `row_counter` + lane, where query i has row counter i / 16 * 8 + i % 8, and key j
+  // with j % 64 < 16.
   GLM_INLINE PhiloxVectors numbers(uint32_t row_counter, int64_t j) const {
     return philox_along_c1(seed, static_cast<uint32_t>(j / 64 * 16 + j % 16), row_counter, head, sequence);
   }

@@ -43,20 +43,6 @@ GLM_INLINE V dropout_row(V x, const LaneOf<V>* factor) {
   }
 }
 
-template <class T>
-GLM_INLINE Vec<Compute<T>> load_some(const T* p, int count) {
-  return count == kLanes<Compute<T>> ? load_as(p) : load_as_first(p, count);
-}
-
-template <class T>
-GLM_INLINE void store_some(T* p, Vec<Compute<T>> v, int count) {
-  if (count == kLanes<Compute<T>>) {
-    store_as(p, v);
-  } else {
-    store_as_first(p, v, count);
-  }
-}
-
 // Lanes at and past `count` become zero: they must not enter a sum.
 template <class C>
 GLM_INLINE Vec<C> keep_first(Vec<C> v, int count) {

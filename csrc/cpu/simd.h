@@ -81,6 +81,15 @@ GLM_INLINE Vec<Lane> load_first(const Lane* p, int count) {
   if constexpr (sizeof(Lane) == 4) return reinterpret_cast<Vec<Lane>>(_mm512_maskz_loadu_epi32(mask, p));
   if constexpr (sizeof(Lane) == 8)
     return reinterpret_cast<Vec<Lane>>(_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), p));
+#elif defined(__AVX2__)
+  using Index = std::conditional_t<sizeof(Lane) == 4, int32_t, int64_t>;
+  Vec<Index> lane;
+  for (int i = 0; i < kLanes<Lane>; ++i) lane[i] = i;
+  const auto mask = reinterpret_cast<__m256i>(broadcast(static_cast<Index>(count)) > lane);
+  if constexpr (sizeof(Lane) == 4)
+    return reinterpret_cast<Vec<Lane>>(_mm256_maskload_epi32(reinterpret_cast<const int*>(p), mask));
+  if constexpr (sizeof(Lane) == 8)
+    return reinterpret_cast<Vec<Lane>>(_mm256_maskload_epi64(reinterpret_cast<const long long*>(p), mask));
 #endif
   Lane lanes[kLanes<Lane>] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(Lane));
@@ -91,8 +100,7 @@ template <class Lane>
 GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
 #if defined(__AVX512F__)
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
-  if constexpr (sizeof(Lane) == 4)
-    return _mm512_mask_storeu_epi32(p, mask, reinterpret_cast<__m512i>(v));
+  if constexpr (sizeof(Lane) == 4) return _mm512_mask_storeu_epi32(p, mask, reinterpret_cast<__m512i>(v));
   if constexpr (sizeof(Lane) == 8)
     return _mm512_mask_storeu_epi64(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512i>(v));
 #endif
@@ -181,7 +189,7 @@ GLM_INLINE Vec<Compute<T>> load_as(const T* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return reinterpret_cast<VecF>(_mm256_slli_epi32(wide, 16));
 #else
-    VecF v;
+    VecF v = {};
     for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
     return v;
 #endif
@@ -194,7 +202,7 @@ GLM_INLINE Vec<Compute<T>> load_as(const T* p) {
     return reinterpret_cast<VecF>(
         vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)))));
 #else
-    VecF v;
+    VecF v = {};
     for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
     return v;
 #endif
@@ -252,6 +260,21 @@ GLM_INLINE void store_as_first(T* p, Vec<Compute<T>> v, int count) {
   T lanes[kLanes<Compute<T>>];
   store_as(lanes, v);
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
+}
+
+// The same for a count that is mostly kLanes.
+template <class T>
+GLM_INLINE Vec<Compute<T>> load_as_some(const T* p, int count) {
+  return count == kLanes<Compute<T>> ? load_as(p) : load_as_first(p, count);
+}
+
+template <class T>
+GLM_INLINE void store_as_some(T* p, Vec<Compute<T>> v, int count) {
+  if (count == kLanes<Compute<T>>) {
+    store_as(p, v);
+  } else {
+    store_as_first(p, v, count);
+  }
 }
 
 // A single storage value, for scalars such as a bias or a broadcast.

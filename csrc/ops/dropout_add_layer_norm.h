@@ -46,7 +46,7 @@ struct DropoutAddLayerNormBackward {
 // Rows are summed in this many groups, whatever the thread count, and the groups in order.
 inline int64_t dropout_add_layer_norm_partials(int64_t rows) {
   const int64_t groups = (rows + 15) / 16;
-  return groups < 64 ? groups : 64;
+  return groups < 512 ? groups : 512;
 }
 
 }  // namespace glm

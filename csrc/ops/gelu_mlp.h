@@ -51,7 +51,7 @@ struct GeluMlpBackward {
 };
 
 // Bias gradients are summed in this many groups of rows, whatever the thread count, and the groups in order.
-inline constexpr int64_t kGeluMlpGroupRows = 192;
+inline constexpr int64_t kGeluMlpGroupRows = 384;
 inline int64_t gelu_mlp_partials(int64_t rows) { return (rows + kGeluMlpGroupRows - 1) / kGeluMlpGroupRows; }
 
 }  // namespace glm

@@ -47,10 +47,11 @@ from glm_ext.train.log import RunLog
 from glm_ext.train.plot import plot_loss
 from glm_ext.train.trainer import Diverged, Trainer
 
-_DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the tiny preset
-on the documentation inside Python, a few minutes on a laptop."""
+_DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the
+tiny preset on the documentation inside Python, a few minutes on a laptop."""
 
-# Steps whose targets are counted for the unigram loss: enough that more would not lower it in the second digit.
+# Steps whose targets are counted for the unigram loss: enough that more would not lower it in the second
+# digit.
 _UNIGRAM_STEPS = 500
 
 
@@ -151,10 +152,12 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
     config.to_yaml(run / "config.yaml")
     tokenizer.save(run)
     print(
-        f"text   {len(documents.tokens):,} tokens in {len(documents):,} documents, {len(texts.held_out):,} held out"
+        f"text   {len(documents.tokens):,} tokens in {len(documents):,} documents, "
+        f"{len(texts.held_out):,} held out"
     )
     print(
-        f"model  {config.model.preset}, {model.num_parameters():,} parameters, {torch.get_num_threads()} threads"
+        f"model  {config.model.preset}, {model.num_parameters():,} parameters, "
+        f"{torch.get_num_threads()} threads"
     )
     print(f"run    {run}" + (f", from step {resume.state['step']}" if resume else ""), flush=True)
     return Job(
@@ -228,7 +231,8 @@ def check_same_text(path: Path, documents: TokenDocuments) -> None:
         path.write_text(json.dumps(now, indent=2), encoding="utf-8")
     elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:
         raise UserError(
-            f"the text has changed since the run began: {before['tokens']:,} tokens in {before['documents']:,} "
-            f"documents then, {now['tokens']:,} in {now['documents']:,} now; go on with the same text, or for the "
+            f"the text has changed since the run began: {before['tokens']:,} tokens in "
+            f"{before['documents']:,} documents then, {now['tokens']:,} in {now['documents']:,} now; "
+            f"go on with the same text, or for the "
             "text inside Python with the same Python"
         )

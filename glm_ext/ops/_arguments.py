@@ -1,4 +1,4 @@
-"""Argument checks shared by the ops: device, dtype, layout, shape, values - in that order, before anything is allocated.
+"""The argument checks of the ops: device, dtype, layout, shape, values, in this order, before any allocation.
 
 Every message says what was expected and what came.
 """

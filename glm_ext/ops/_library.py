@@ -1,8 +1,9 @@
-"""How an op meets torch: the registration under torch.ops.glm_ext, and the choice between it and the short path.
+"""How an op meets torch: the registration under torch.ops.glm_ext, and when it takes the short path instead.
 
-An op is called in one of two ways. Eagerly, on plain tensors, through a torch.autograd.Function straight over the binding:
-the shortest path. When something watches (torch.compile, export, fake tensors, tensor subclasses), through the registered
-op, which has a fake and an autograd formula and stays one node in the graph.
+An op is called in one of two ways. Eagerly, on plain tensors, through a torch.autograd.Function straight over
+the binding: the shortest path. When something watches (torch.compile, export, fake tensors, tensor
+subclasses), through the registered op, which has a fake and an autograd formula and stays one node in the
+graph.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 LIBRARY = torch.library.Library("glm_ext", "DEF")
-DEVICES = ("cpu", "cuda")
+AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def register(
@@ -26,19 +27,30 @@ def register(
     *,
     autocast: Callable[..., Any] | None = None,
 ) -> None:
-    """Define `schema` with its kernel for every device, and its fake.
+    """Define `schema` with its CPU kernel and its fake; on a GPU the op says what to use instead.
 
-    `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see `cast_for_autocast`).
+    `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see
+    `cast_for_autocast`).
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     LIBRARY.impl(name, kernel, "CPU")
-    LIBRARY.impl(name, kernel, "CUDA")
+    LIBRARY.impl(name, _no_cuda_kernel(name), "CUDA")
     torch.library.register_fake(f"glm_ext::{name}", fake, lib=LIBRARY)
     if autocast is not None:
         op = getattr(torch.ops.glm_ext, name)
-        for device in DEVICES:
+        for device in AUTOCAST_DEVICES:
             LIBRARY.impl(name, _autocast_kernel(op, autocast, device), f"Autocast{device.upper()}")
+
+
+def _no_cuda_kernel(name: str) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        raise NotImplementedError(
+            f'glm_ext.{name}: expected tensors on the CPU, got cuda: torch cannot call the CUDA kernels yet. Use '
+            'glm_ext.ops.reference, or backend="auto" in layers, which runs plain torch there'
+        )
+
+    return kernel
 
 
 def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -53,15 +65,15 @@ def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Call
 
 
 def watched(*tensors: Tensor | None) -> bool:
-    """True when the call must go through the registered op."""
+    """True when the call must go through the registered op: the short path is for plain tensors on the CPU."""
     if torch.compiler.is_compiling():
         return True
-    return not all(t is None or type(t) is Tensor or type(t) is Parameter for t in tensors)
+    return not all(t is None or ((type(t) is Tensor or type(t) is Parameter) and t.is_cpu) for t in tensors)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast asks for on this device, or None where it is off."""
-    if torch.is_autocast_enabled(device_type):
+    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
 
@@ -74,7 +86,7 @@ def cast_for_autocast(dtype: torch.dtype | None, *tensors: Tensor) -> tuple[Tens
 
 
 def draw_seed(dropout_p: float) -> Tensor | None:
-    """A seed from torch's default CPU generator, so torch.manual_seed fixes it; None when nothing is dropped."""
+    """A seed from torch's CPU generator, which torch.manual_seed fixes; None when nothing is dropped."""
     return torch.randint(0, 2**63 - 1, ()) if dropout_p > 0.0 else None
 
 
@@ -83,7 +95,7 @@ def seed_value(seed: Tensor | None) -> int:
 
 
 class _FirstOrder(torch.autograd.Function):
-    """Passes gradients on, and keeps them tied to what they were computed from, so that a second derivative raises."""
+    """Passes gradients on, still tied to what they were computed from, so that a second derivative raises."""
 
     @staticmethod
     def forward(ctx: Any, op: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -95,11 +107,13 @@ class _FirstOrder(torch.autograd.Function):
         raise RuntimeError(f"{ctx.op}: trying to differentiate twice; this op has first derivatives only")
 
 
-def first_order_only(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+def first_order_only(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
     """For a Function's backward whose gradients have no derivative of their own.
 
-    As torch's once_differentiable, but the error also comes where only the saved tensors, not the incoming gradients,
-    would have been differentiated again: a gradient penalty must never be dropped in silence.
+    As torch's once_differentiable, but the error also comes where only the saved tensors, not the incoming
+    gradients, would have been differentiated again: a gradient penalty must never be dropped in silence.
     """
 
     @functools.wraps(backward)

@@ -208,7 +208,7 @@ def _gradients(
     return grad_residual if one_for_both else grad_x, grad_residual, grad_weight, grad_bias
 
 
-# ---------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
 
 def _autocast(

@@ -227,7 +227,7 @@ def _gradients(backward: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     return (None, None, None, *(next(grads) if want else None for want in wanted), None, None)
 
 
-# ---------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
 
 def _autocast(device: str, *args: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The GeLU MLP of a transformer block: two matrix products with everything between them fused into their ends."""
+"""The GeLU MLP of a transformer block: two matrix products, all between them fused into their ends."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def gelu_mlp(
         w2, b2: ``[O, F]`` and ``[O]``; ``b2`` may be None.
         approximate: ``"tanh"`` (what GLM trains with) or ``"none"`` (erf).
         recompute: what backward computes again instead of keeping it. Beside the inputs, ``"none"`` keeps two
-            ``[..., F]`` tensors, ``"activation"`` one (the GELU is evaluated while it is read: nearly free), and
-            ``"all"`` nothing, for one matrix product more. No value depends on it.
+            ``[..., F]`` tensors, ``"activation"`` one (the GELU is evaluated while it is read: nearly free),
+            and ``"all"`` nothing, for one matrix product more. No value depends on it.
 
     Returns:
-        ``[..., O]`` in the dtype of ``x``. Sums are float32 (float64 for float64); ``[..., F]`` tensors have the dtype of
-        ``x``. Under autocast the op runs in autocast's dtype, as torch's linear does.
+        ``[..., O]`` in the dtype of ``x``. Sums are float32 (float64 for float64); ``[..., F]`` tensors have
+        the dtype of ``x``. Under autocast the op runs in autocast's dtype, as torch's linear does.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -137,9 +137,12 @@ def _backward(
     grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
     partials = (_C.gelu_mlp_partials(rows.shape[0]), max(w1.shape[0], w2.shape[0]))
     sums = rows.new_empty(partials, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = (
+        g if n else None for g, n in zip(grads, needed, strict=True)
+    )
     _C.gelu_mlp_backward(
         _rows(grad_y), rows, w1, w2, pre, post if recompute == "none" else None, grad_pre, sums,
-        *(g if n else None for g, n in zip(grads, needed, strict=True)), tanh, threads,
+        grad_x, grad_w1, grad_b1, grad_w2, grad_b2, tanh, threads,
     )  # fmt: skip
     return grads
 
@@ -192,7 +195,7 @@ def _gradients(backward: Any, ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, 
     return (*(g if n else None for g, n in zip(grads, needed, strict=True)), None, None)
 
 
-# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
 
 def _autocast(device: str, *args: Any) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from .philox import attention_keep_mask, draw_seed, row_keep_mask
 Lengths: TypeAlias = int | Tensor  # one for the whole batch, or an int tensor [B]
 
 
-# ------------------------------------------------------------------------------------------------ attention
+# -------------------------------------------------------------------------------------------------- attention
 
 
 def visible(
@@ -182,7 +182,7 @@ def _attend(
     return _Attended(probs.to(value.dtype) @ value, lse)
 
 
-# --------------------------------------------------------------------------------------------- other layers
+# ----------------------------------------------------------------------------------------------- other layers
 
 
 def embedding_2d(

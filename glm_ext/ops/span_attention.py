@@ -1,4 +1,4 @@
-"""Attention under GLM's mask: a prefix that sees itself both ways, then keys up to one's own place. No mask tensor exists."""
+"""Attention under GLM's mask: a prefix that sees itself both ways, then a causal part; no mask tensor."""
 
 from __future__ import annotations
 
@@ -38,26 +38,27 @@ def span_attention(
 
     .. math:: out = dropout(softmax(scale \; Q K^T)) \, V
 
-    Row ``i`` stands at place ``r = seq_len - S + i`` when S < T (decoding with a cache), else at ``i``, and sees the
-    keys ``start <= j < min(seq_len, max(prefix_len, r + 1))`` (Du et al., "GLM", 2022, section 2.1). So
-    ``prefix_len=0`` is causal attention, ``prefix_len=T`` is full attention. Keys that no row sees are never read.
+    Row ``i`` stands at place ``r = seq_len - S + i`` when S < T (decoding with a cache), else at ``i``, and
+    sees the keys ``start <= j < min(seq_len, max(prefix_len, r + 1))`` (Du et al., "GLM", 2022, section 2.1).
+    So ``prefix_len=0`` is causal attention, ``prefix_len=T`` is full attention. Keys that no row sees are
+    never read.
 
     Args:
-        query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256.
-        key, value: ``[B, Hkv, T, D]`` where Hkv divides H: query head ``h`` reads head ``h // (H / Hkv)``. All three
-            may have any strides as long as the last dimension is contiguous: a packed QKV projection is read in place.
-        prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T].
-        seq_len: keys at and after this are padding; T by default.
-        start: keys before this are padding; 0 by default.
-        dropout_p: probability that a softmax weight is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``. The
+        query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256. key, value: ``[B, Hkv,
+        T, D]`` where Hkv divides H: query head ``h`` reads head ``h // (H / Hkv)``. All three
+            may have any strides as long as the last dimension is contiguous: a packed QKV projection is read
+            in place.
+        prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T]. seq_len: keys at and
+        after this are padding; T by default. start: keys before this are padding; 0 by default. dropout_p:
+        probability that a softmax weight is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``. The
             mask is drawn from torch's default generator and never stored.
-        scale: of the scores; ``D ** -0.5`` by default.
-        return_lse: also return the log-sum-exp of the scaled scores, ``[B, H, S]`` in float32 (float64 for float64);
+        scale: of the scores; ``D ** -0.5`` by default. return_lse: also return the log-sum-exp of the scaled
+        scores, ``[B, H, S]`` in float32 (float64 for float64);
             it is differentiable.
 
     Returns:
-        ``[B, H, S, D]`` in the dtype of ``query``, a transpose of contiguous memory ``[B, S, H, D]``, so that joining
-        the heads costs nothing. Rows that see nothing give 0, lse -inf and zero gradients.
+        ``[B, H, S, D]`` in the dtype of ``query``, a transpose of contiguous memory ``[B, S, H, D]``, so that
+        joining the heads costs nothing. Rows that see nothing give 0, lse -inf and zero gradients.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -98,7 +99,9 @@ def check_heads(query: Tensor, key: Tensor, value: Tensor, rank: int, axes: str)
     if not 1 <= width <= 256:
         raise ValueError(f"query: expected a head dimension D in [1, 256], got {width}")
     if kv_heads == 0 or heads % kv_heads != 0:
-        raise ValueError(f"key: expected a head count that divides the {heads} heads of query, got {kv_heads}")
+        raise ValueError(
+            f"key: expected a head count that divides the {heads} heads of query, got {kv_heads}"
+        )
     check_shape("value", value, key.shape, "as key")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.stride(-1) != 1 and width > 1 and tensor.numel() > 0:
@@ -132,7 +135,9 @@ def _forward(
     scale: float,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
-    out, lse = _forward_fake(query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p)
+    out, lse = _forward_fake(
+        query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p
+    )
     _C.span_attention_forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse,
         scale, dropout_p, seed_value(seed), torch.get_num_threads(),
@@ -184,7 +189,20 @@ def _backward(
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     grads = _backward_fake(
-        grad_out, grad_lse, query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, seed, scale, dropout_p
+        grad_out,
+        grad_lse,
+        query,
+        key,
+        value,
+        prefix_len,
+        seq_len,
+        start,
+        cu_seqlens,
+        out,
+        lse,
+        seed,
+        scale,
+        dropout_p,
     )
     _C.span_attention_backward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, grad_out, grad_lse, *grads,
@@ -233,7 +251,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _gradients(backward: Any, ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    backward: Any, ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad_out is None and grad_lse is None:
         return (None,) * 10
     if grad_out is None:
@@ -242,7 +262,7 @@ def _gradients(backward: Any, ctx: Any, grad_out: Tensor | None, grad_lse: Tenso
     return (*grads, None, None, None, None, None, None, None)
 
 
-# ---------------------------------------------------------------------------------------------- torch.ops.glm_ext
+# ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
 
 def _autocast(device: str, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Any, ...]:
@@ -250,21 +270,24 @@ def _autocast(device: str, query: Tensor, key: Tensor, value: Tensor, *rest: Any
 
 
 @first_order_only
-def _registered_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _registered_backward(
+    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
     return _gradients(torch.ops.glm_ext.span_attention_backward, ctx, grad_out, grad_lse)
 
 
 register(
-    "span_attention(Tensor query, Tensor key, Tensor value, Tensor prefix_len, Tensor? seq_len, Tensor? start, "
-    "Tensor? cu_seqlens, Tensor? seed, float scale, float dropout_p) -> (Tensor out, Tensor lse)",
+    "span_attention(Tensor query, Tensor key, Tensor value, Tensor prefix_len, Tensor? seq_len, "
+    "Tensor? start, Tensor? cu_seqlens, Tensor? seed, float scale, float dropout_p) "
+    "-> (Tensor out, Tensor lse)",
     _forward,
     _forward_fake,
     autocast=_autocast,
 )
 register(
     "span_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, "
-    "Tensor prefix_len, Tensor? seq_len, Tensor? start, Tensor? cu_seqlens, Tensor out, Tensor lse, Tensor? seed, "
-    "float scale, float dropout_p) -> (Tensor, Tensor, Tensor)",
+    "Tensor prefix_len, Tensor? seq_len, Tensor? start, Tensor? cu_seqlens, Tensor out, Tensor lse, "
+    "Tensor? seed, float scale, float dropout_p) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )

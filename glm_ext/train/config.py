@@ -164,7 +164,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    steps: int = _setting(400, "optimizer steps")
+    steps: int = _setting(450, "optimizer steps")
     batch_size: int = _setting(16, "examples of a micro batch")
     accumulation: int = _setting(1, "micro batches of a step")
     seed: int = _setting(1234, "initial weights, examples and dropout follow from it")

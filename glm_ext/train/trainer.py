@@ -87,7 +87,7 @@ class Trainer:
             self.progress = Progress(**resume.state)
 
     def train(self, until: int | None = None) -> signal.Signals | None:
-        """Trains up to step `until` (None: config.steps) and saves; returns the signal that stopped it, if any."""
+        """Trains to step `until` (None: config.steps) and saves; returns the signal that stopped it."""
         config, progress = self.config, self.progress
         last = config.steps if until is None else min(until, config.steps)
         saved_at = progress.step

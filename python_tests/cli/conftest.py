@@ -27,7 +27,8 @@ def small_run(text_folder):
     return [
         *("--data.path", str(text_folder), "--data.vocab_size", "300", "--data.seq_length", "32"),
         "--model.overrides",
-        '{"hidden_size": 32, "num_layers": 2, "num_heads": 2, "hidden_dropout": 0.1, "attention_dropout": 0.1}',
+        '{"hidden_size": 32, "num_layers": 2, "num_heads": 2, '
+        '"hidden_dropout": 0.1, "attention_dropout": 0.1}',
         *(
             "--batch_size",
             "4",

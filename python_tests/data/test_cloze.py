@@ -65,7 +65,7 @@ def test_held_out_blanks_are_reproducible(split: Split) -> None:
 
 
 def test_too_little_text_for_blanks_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least 3 sentences .* found 1"):
+    with pytest.raises(ValueError, match=r"at least 3 sentences .* found 1"):
         held_out_cloze(
             ["This is the one good sentence of the whole lot. Short one."], np.random.default_rng(0), 3
         )

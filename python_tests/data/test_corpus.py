@@ -79,7 +79,7 @@ def test_what_cannot_be_split_is_refused(documents: list[str]) -> None:
 
 
 def test_a_part_that_is_no_part_is_refused() -> None:
-    with pytest.raises(ValueError, match="held_out: expected a number between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"held_out: expected a number between 0 and 1, got 1\.5"):
         split_documents(["a", "b"], 1.5)
 
 
@@ -98,7 +98,7 @@ def test_a_folder_is_read_in_order_with_its_folders(tmp_path: Path) -> None:
 def test_an_empty_file_is_skipped_with_a_warning(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "full.jsonl").write_text('{"text": ""}\n{"text": "words"}\n')
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="skipped") as warned:
         assert load_documents(tmp_path) == ["words"]
     said = [str(warning.message) for warning in warned]
     assert said[0].endswith("empty.txt: empty, skipped") and said[1].endswith(

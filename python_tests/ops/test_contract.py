@@ -68,7 +68,7 @@ def assert_same_bits(ours: tuple[Tensor | None, ...], expected: tuple[Tensor | N
             )
 
 
-# ------------------------------------------------------------------------------------------------ values
+# ----------------------------------------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
@@ -113,7 +113,7 @@ def test_nan_propagates(sample: Sample) -> None:
                 assert torch.equal(a.isnan(), b.isnan()), f"a NaN in argument {i} leaked"
 
 
-# -------------------------------------------------------------------------------------------- the same bits
+# ---------------------------------------------------------------------------------------------- the same bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
@@ -155,7 +155,7 @@ def test_expanded_gradient(sample: Sample) -> None:
     assert_same_bits(torch.autograd.grad(sum(t.sum() for t in outputs), leaves, allow_unused=True), expected)
 
 
-# ------------------------------------------------------------------------------------------------ autograd
+# --------------------------------------------------------------------------------------------------- autograd
 
 
 def test_gradients_of_some_inputs_only(sample: Sample, path: None) -> None:
@@ -231,7 +231,7 @@ def test_checkpoint(sample: Sample, path: None) -> None:
     assert_same_bits(ours, run(sample))
 
 
-# ------------------------------------------------------------------------------------------------ graphs
+# ----------------------------------------------------------------------------------------------------- graphs
 
 
 def test_opcheck(sample: Sample) -> None:
@@ -270,7 +270,7 @@ def test_export_keeps_one_node(sample: Sample) -> None:
     assert_same_bits(tuple(t.detach() for t in exported), tuple(t.detach() for t in sample(*arguments)))
 
 
-# ------------------------------------------------------------------------------------------------ autocast
+# --------------------------------------------------------------------------------------------------- autocast
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -117,7 +117,7 @@ def test_int32_and_strided_ids() -> None:
     assert torch.equal(ops.embedding_2d(*strided, *tables), expected)
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# -------------------------------------------------------------------------------------------------- bad input
 
 
 def good() -> dict[str, Any]:

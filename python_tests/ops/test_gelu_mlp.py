@@ -25,7 +25,9 @@ CASES = [
 ]
 
 
-def make_inputs(N: int, E: int, hidden: int, width_out: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def make_inputs(
+    N: int, E: int, hidden: int, width_out: int, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Values of the size that a trained layer has: activations of about 1 at every stage."""
     torch.manual_seed(0)
     x = torch.randn(N, E)
@@ -82,7 +84,7 @@ def test_no_bias() -> None:
     assert torch.equal(ops.gelu_mlp(x, w1, None, w2, None), ops.gelu_mlp(x, w1, zeros[0], w2, zeros[1]))
 
 
-# ------------------------------------------------------------------------------------------------ GELU, to the ulp
+# ------------------------------------------------------------------------------------------- GELU, to the ulp
 
 
 def gelu_and_grad(x: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
@@ -138,7 +140,7 @@ def test_gelu_of_special_values(approximate: str) -> None:
     assert torch.equal(y[:2], F.gelu(x[:2], approximate=approximate))
 
 
-# ------------------------------------------------------------------------------------------------ bad arguments
+# ---------------------------------------------------------------------------------------------- bad arguments
 
 
 @pytest.mark.parametrize(

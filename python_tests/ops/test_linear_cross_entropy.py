@@ -142,7 +142,7 @@ def test_nan_comes_through() -> None:
     assert x.gradients()[0].isnan()
 
 
-# ------------------------------------------------------------------------------------------------- autograd
+# --------------------------------------------------------------------------------------------------- autograd
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -174,7 +174,7 @@ def test_gradients_add_to_those_of_a_tied_embedding() -> None:
     torch.testing.assert_close(ours, grad)
 
 
-# ------------------------------------------------------------------------------ memory, threads, strides
+# ----------------------------------------------------------------------------------- memory, threads, strides
 
 
 def test_bits_do_not_depend_on_threads() -> None:
@@ -211,7 +211,7 @@ def test_leading_dimensions_and_strides() -> None:
     torch.testing.assert_close(one, F.cross_entropy(x.weight @ x.hidden[0], torch.tensor(2)))
 
 
-# ------------------------------------------------------------------------------------------------ bad inputs
+# ------------------------------------------------------------------------------------------------- bad inputs
 
 
 def test_target_out_of_range_is_named() -> None:

@@ -103,13 +103,18 @@ def test_padding_is_not_read(nan_filled: None) -> None:
     row = torch.arange(S)
     dead = row < start[:, None]  # prefix 0: rows before `start` see nothing
     unseen = dead | (row >= length[:, None])
-    poison = [torch.where(mask[:, None, :, None], torch.nan, x) for mask, x in ((dead, query), (unseen, key), (unseen, value))]
+    poison = [
+        torch.where(mask[:, None, :, None], torch.nan, x)
+        for mask, x in ((dead, query), (unseen, key), (unseen, value))
+    ]
     leaves = [x.requires_grad_() for x in poison]
     out, lse = ops.span_attention(*leaves, 0, length, start=start, return_lse=True)
     grad_out = torch.where(dead[:, None, :, None], torch.nan, torch.randn(B, H, S, D))
     grads = torch.autograd.grad((out, lse), leaves, (grad_out, torch.randn(B, H, S)))
     assert out.isfinite().all() and all(g.isfinite().all() for g in grads)
-    assert (out.transpose(1, 2)[dead] == 0).all() and torch.equal(lse == -torch.inf, dead[:, None].expand(B, H, S))
+    assert (out.transpose(1, 2)[dead] == 0).all() and torch.equal(
+        lse == -torch.inf, dead[:, None].expand(B, H, S)
+    )
     for grad, mask in zip(grads, (dead, unseen, unseen), strict=True):
         assert (grad.transpose(1, 2)[mask] == 0).all()
 
@@ -229,7 +234,7 @@ def test_bad_arguments_are_named(error: type[Exception], name: str, arguments: A
         ops.span_attention(*arguments, **options)
 
 
-# ------------------------------------------------------------------------------------------------ torch around it
+# -------------------------------------------------------------------------------------------- torch around it
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
@@ -237,7 +242,7 @@ def test_opcheck(dropout_p: float) -> None:
     tensors, _, _ = make(CASES[3])
     seed = torch.tensor(5) if dropout_p else None
     lengths = [torch.tensor([3, 60]), torch.tensor([65, 70]), torch.tensor([3, 0])]
-    arguments = ([t.requires_grad_() for t in tensors] + lengths + [None, seed, 0.125, dropout_p])
+    arguments = [t.requires_grad_() for t in tensors] + lengths + [None, seed, 0.125, dropout_p]
     opcheck(torch.ops.glm_ext.span_attention.default, tuple(arguments))
 
 
@@ -275,7 +280,9 @@ def test_autocast_runs_in_the_low_dtype() -> None:
         expected = ops.span_attention(*[t.to(dtype) for t in tensors], 5)
         with torch.autocast("cpu", dtype):
             assert torch.equal(ops.span_attention(*tensors, 5), expected)
-            registered = torch.ops.glm_ext.span_attention(*tensors, torch.tensor([5, 5]), None, None, None, None, 0.125, 0.0)
+            registered = torch.ops.glm_ext.span_attention(
+                *tensors, torch.tensor([5, 5]), None, None, None, None, 0.125, 0.0
+            )
         assert torch.equal(registered[0], expected)
 
 
@@ -286,7 +293,9 @@ def test_checkpointing_draws_the_same_mask() -> None:
         leaves = [t.detach().requires_grad_() for t in tensors]
         torch.manual_seed(4)
         if checkpointed:
-            out = torch.utils.checkpoint.checkpoint(lambda *x: ops.span_attention(*x, 9, dropout_p=0.5), *leaves, use_reentrant=False)
+            out = torch.utils.checkpoint.checkpoint(
+                lambda *x: ops.span_attention(*x, 9, dropout_p=0.5), *leaves, use_reentrant=False
+            )
         else:
             out = ops.span_attention(*leaves, 9, dropout_p=0.5)
         results.append([out, *torch.autograd.grad(out.sum(), leaves)])

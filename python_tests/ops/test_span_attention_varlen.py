@@ -30,7 +30,11 @@ def make(case: Case, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], 
     torch.manual_seed(0)
     packed = torch.randn(N, H + 2 * kv_heads, D).to(dtype)
     tensors = list(packed.split([H, kv_heads, kv_heads], dim=1))
-    return tensors, torch.tensor(bounds), torch.tensor(prefix, dtype=torch.int64) if isinstance(prefix, list) else prefix
+    return (
+        tensors,
+        torch.tensor(bounds),
+        torch.tensor(prefix, dtype=torch.int64) if isinstance(prefix, list) else prefix,
+    )
 
 
 @pytest.mark.usefixtures("nan_filled")
@@ -54,7 +58,9 @@ def test_rows_of_no_sequence_are_zero_and_not_read(case: Case) -> None:
         tensor[end:] = torch.nan
     leaves = [t.requires_grad_() for t in tensors]
     out, lse = ops.span_attention_varlen(*leaves, bounds, prefix, return_lse=True)
-    grads = torch.autograd.grad(out, leaves, torch.full_like(out, torch.nan).index_fill(0, torch.arange(end), 1.0))
+    grads = torch.autograd.grad(
+        out, leaves, torch.full_like(out, torch.nan).index_fill(0, torch.arange(end), 1.0)
+    )
     assert (out[end:] == 0).all() and (lse[:, end:] == -torch.inf).all()
     assert all((g[end:] == 0).all() and g.isfinite().all() for g in grads)
 
@@ -67,7 +73,9 @@ def test_equals_a_padded_batch(dropout_p: float) -> None:
     padded = torch.randn(3, 3, 128, 4, 32)  # query, key, value of [B, S, H, D]
     packed = [torch.cat([x[b, :n] for b, n in enumerate(lengths)]) for x in padded]
     torch.manual_seed(1)
-    dense = ops.span_attention(*(x.transpose(1, 2) for x in padded), prefix, torch.tensor(lengths), dropout_p=dropout_p)
+    dense = ops.span_attention(
+        *(x.transpose(1, 2) for x in padded), prefix, torch.tensor(lengths), dropout_p=dropout_p
+    )
     torch.manual_seed(1)
     out = ops.span_attention_varlen(*packed, torch.tensor([0, 70, 198, 231]), prefix, dropout_p=dropout_p)
     assert isinstance(dense, Tensor)

@@ -1,9 +1,9 @@
 """The one tolerance rule of the project, and the run of an op that it is applied to.
 
-Truth is reference.py in float64 from the same rounded inputs. An error is the largest absolute difference from it. Ours may
-be FORWARD or BACKWARD times what torch's own composite (reference.py in the tested dtype) makes, plus a few eps of the
-largest true value, and never more than torch.testing's defaults for the dtype (than the composite's own error, where that
-is above them already: two roundings of one float16 value can be).
+Truth is reference.py in float64 from the same rounded inputs. An error is the largest absolute difference
+from it. Ours may be FORWARD or BACKWARD times what torch's own composite (reference.py in the tested dtype)
+makes, plus a few eps of the largest true value, and never more than torch.testing's defaults for the dtype
+(than the composite's own error, where that is above them already: two roundings of one float16 value can be).
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ def assert_within_rule(name: str, ours: Tensor, composite: Tensor, truth: Tensor
     eps = torch.finfo(ours.dtype).eps
     rtol, atol = DEFAULTS[ours.dtype]
     if ours.dtype == torch.float64:  # there is no better truth to measure torch's own error by
-        assert error <= 1e-11 * (1.0 + largest), f"{name} (float64): error {error:.3g}, largest value {largest:.3g}"
+        assert error <= 1e-11 * (1.0 + largest), (
+            f"{name} (float64): error {error:.3g}, largest value {largest:.3g}"
+        )
         return
     bound = min(factor * theirs + FEW_EPS * eps * max(largest, eps), max(rtol * largest + atol, theirs))
-    assert error <= bound, f"{name} ({ours.dtype}): error {error:.3g}, composite {theirs:.3g}, allowed {bound:.3g}"
+    assert error <= bound, (
+        f"{name} ({ours.dtype}): error {error:.3g}, composite {theirs:.3g}, allowed {bound:.3g}"
+    )
 
 
 def check_op(
@@ -58,7 +62,7 @@ def check_op(
     seed: int = 20260101,
     **kwargs: Any,
 ) -> None:
-    """Outputs and gradients of `fused(*inputs, *args, **kwargs)` against `reference` in float64 and in the inputs' dtype.
+    """Outputs and gradients of `fused(*inputs, *args, **kwargs)` against those of `reference`.
 
     Floating inputs get gradients. `seed` is set before each call, so dropout masks agree bit for bit.
     """

@@ -1,6 +1,6 @@
 """Writes glm_ext/_C.pyi, the types of the binding, from the built module; --check only compares.
 
-python scripts/stubs.py [--check]
+python tools/stubs.py [--check]
 """
 
 from __future__ import annotations

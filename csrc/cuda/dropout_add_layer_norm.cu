@@ -1,0 +1,295 @@
+// dropout + add + layer norm on a GPU: each tensor crosses the memory bus once each way.
+//
+//   h = residual + dropout(x),  xhat = (h - mean(h)) rstd(h),  normed = xhat weight + bias
+//   g = grad_normed weight,     grad_h = rstd (g - mean(g) - xhat mean(g xhat)) + grad_new_residual
+//   grad_residual = grad_h,     grad_x = dropout'(grad_h)
+//   grad_weight = sum_n grad_normed xhat,    grad_bias = sum_n grad_normed        (docs/math.md)
+//
+// Forward: a team of warps holds a row in registers. Backward: a block takes one of the fixed groups of rows,
+// its teams take rows in turn and keep the sums over rows of their columns in registers; the teams' sums are
+// added in order, and a second kernel adds the groups in order. Same bits on every run.
+#include <cmath>
+
+#include "cuda/dispatch.cuh"
+#include "cuda/kernels.h"
+#include "cuda/rows.cuh"
+
+namespace glm::cuda {
+namespace {
+
+struct ForwardTraits {
+  static constexpr int kTiles = 4;  // a warp holds 1024 columns, 32 floats a lane
+  static constexpr int kMaxThreads = kMaxTeamWarps * kWarp;
+  static constexpr int kBlocksPerSm = 1;  // of kMaxThreads: at most 128 registers a thread
+
+  struct Shared {
+    float slots[2][kMaxTeamWarps][1];
+  };
+};
+
+struct BackwardTraits {
+  static constexpr int kTiles = 2;  // grad_normed, xhat and both sums: 64 floats a lane
+  static constexpr int kMaxThreads = kMaxTeamWarps * kWarp;
+  static constexpr int kBlocksPerSm = 1;  // of kMaxThreads: at most 128 registers a thread
+  static constexpr int kSums = 2 * kTiles * kLaneColumns;
+
+  struct Shared {
+    float slots[2][kMaxTeamWarps][2];
+    float sums[kSums][kBlockWarps * kWarp];  // by thread: no two lanes meet in a bank
+  };
+};
+
+struct CombineTraits {
+  static constexpr int kColumns = kWarp;  // of a block
+  static constexpr int kWarps = 8;        // each adds an eighth of the groups
+
+  struct Shared {
+    float sums[kWarps][kColumns];
+  };
+};
+
+// ---- forward
+// -------------------------------------------------------------------------------------------------
+
+template <class T, bool kFast>
+__global__ void __launch_bounds__(ForwardTraits::kMaxThreads, ForwardTraits::kBlocksPerSm)
+    forward_kernel(DropoutAddLayerNormForward p, RowDropout dropout, TeamShape shape) {
+  constexpr int kPer = kLaneRun<T, kFast>;
+  constexpr int kTiles = ForwardTraits::kTiles;
+  auto& shared = shared_memory<ForwardTraits::Shared>();
+  const Team team(shape);
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * shape.teams + team.index;
+  const int width = n < p.rows ? static_cast<int>(p.width)
+                               : 0;  // a team without a row has no columns, but meets the others
+  const T* x = static_cast<const T*>(p.x) + n * p.width;
+  const T* residual = static_cast<const T*>(p.residual) + n * p.width;
+  T* new_residual = static_cast<T*>(p.new_residual) + n * p.width;
+  T* normed = static_cast<T*>(p.normed) + n * p.width;
+
+  float held[kFast ? kTiles : 1][kLaneColumns];
+  const auto reload = [&](int i, int first) {
+    if constexpr (!kFast) load_tile<kPer>(held[i], new_residual, first, width, team.lane);
+  };
+
+  float sum[1] = {};
+  team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
+    float (&h)[kLaneColumns] = held[i];
+    float in[kLaneColumns];
+    load_tile<kPer>(h, residual, first, width, team.lane);
+    load_tile<kPer>(in, x, first, width, team.lane);
+    if (dropout.active) {
+      const uint32_t bits = keep_bits<kPer>(dropout, n, first, team.lane);
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k) h[k] += dropped(in[k], bits, k, dropout.scale);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k) h[k] += in[k];
+    }
+    store_tile<kPer>(new_residual, h, first, width,
+                     team.lane);  // h is rounded: its mean is that of the stream
+#pragma unroll
+    for (int k = 0; k < kLaneColumns; ++k) sum[0] += h[k];
+  });
+  team.sum(sum, shared.slots[0]);
+  const float mean = sum[0] / static_cast<float>(p.width);
+
+  float squares[1] = {};
+  team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
+    reload(i, first);
+#pragma unroll
+    for (int k = 0; k < kLaneColumns; ++k) {
+      const float centred = first + tile_column<kPer>(k, team.lane) < width ? held[i][k] - mean : 0.0f;
+      squares[0] = fmaf(centred, centred, squares[0]);
+    }
+  });
+  team.sum(squares, shared.slots[1]);
+  const float rstd = 1.0f / sqrtf(squares[0] / static_cast<float>(p.width) + static_cast<float>(p.eps));
+
+  team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
+    float weight[kLaneColumns], bias[kLaneColumns];
+    reload(i, first);
+    load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
+    load_tile<kPer>(bias, static_cast<const T*>(p.bias), first, width, team.lane);
+#pragma unroll
+    for (int k = 0; k < kLaneColumns; ++k) held[i][k] = fmaf((held[i][k] - mean) * rstd, weight[k], bias[k]);
+    store_tile<kPer>(normed, held[i], first, width, team.lane);
+  });
+  if (width > 0 && team.warp == 0 && team.lane == 0) {
+    store_global(static_cast<float*>(p.mean) + n, mean);
+    store_global(static_cast<float*>(p.rstd) + n, rstd);
+  }
+}
+
+// ---- backward
+// ------------------------------------------------------------------------------------------------
+
+template <class T, bool kFast>
+__global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::kBlocksPerSm)
+    backward_kernel(DropoutAddLayerNormBackward p, RowDropout dropout, TeamShape shape, int64_t parts) {
+  constexpr int kPer = kLaneRun<T, kFast>;
+  constexpr int kTiles = BackwardTraits::kTiles;
+  auto& shared = shared_memory<BackwardTraits::Shared>();
+  const Team team(shape);
+  const int64_t part = static_cast<int64_t>(blockIdx.x);
+  const int64_t begin = part * p.rows / parts, end = (part + 1) * p.rows / parts;
+  float* weight_out = static_cast<float*>(p.workspace) + part * 2 * p.width;
+  float* bias_out = weight_out + p.width;
+  const bool has_sums = p.grad_weight != nullptr;
+
+  constexpr int kHeld = kFast ? kTiles : 1;
+  float dy[kHeld][kLaneColumns], xhat[kHeld][kLaneColumns];
+  float sums[2][kHeld][kLaneColumns] = {};  // of the weight and bias gradients
+  int slot = 0;
+  for (int64_t first_row = begin; first_row < end; first_row += shape.teams, slot ^= 1) {
+    const int64_t n = first_row + team.index;
+    const int width = n < end ? static_cast<int>(p.width) : 0;
+    const float mean = n < end ? load_global(static_cast<const float*>(p.mean) + n) : 0.0f;
+    const float rstd = n < end ? load_global(static_cast<const float*>(p.rstd) + n) : 0.0f;
+    const auto load = [&](int i, int first) {
+      load_tile<kPer>(dy[i], static_cast<const T*>(p.grad_normed) + n * p.width, first, width, team.lane);
+      load_tile<kPer>(xhat[i], static_cast<const T*>(p.new_residual) + n * p.width, first, width, team.lane);
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k) xhat[i][k] = (xhat[i][k] - mean) * rstd;
+    };
+
+    float means[2] = {};  // of g and of g xhat
+    team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
+      float weight[kLaneColumns];
+      load(i, first);
+      load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
+      if constexpr (!kFast) {  // a wide row is alone in its block: its sums live in the workspace
+        if (n > begin && has_sums) {
+          load_tile<1>(sums[0][i], weight_out, first, width, team.lane);
+          load_tile<1>(sums[1][i], bias_out, first, width, team.lane);
+        } else {
+#pragma unroll
+          for (int k = 0; k < kLaneColumns; ++k) sums[0][i][k] = sums[1][i][k] = 0.0f;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k) {
+        const float g = dy[i][k] * weight[k];
+        means[0] += g;
+        means[1] = fmaf(g, xhat[i][k], means[1]);
+        sums[0][i][k] = fmaf(dy[i][k], xhat[i][k], sums[0][i][k]);
+        sums[1][i][k] += dy[i][k];
+      }
+      if (!kFast && has_sums) {
+        store_tile<1>(weight_out, sums[0][i], first, width, team.lane);
+        store_tile<1>(bias_out, sums[1][i], first, width, team.lane);
+      }
+    });
+    team.sum(means, shared.slots[slot]);
+    const float g_mean = means[0] / static_cast<float>(p.width);
+    const float g_xhat_mean = means[1] / static_cast<float>(p.width);
+
+    team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
+      float weight[kLaneColumns], grad[kLaneColumns];
+      if constexpr (!kFast) load(i, first);
+      load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k)
+        grad[k] = (dy[i][k] * weight[k] - g_mean - xhat[i][k] * g_xhat_mean) * rstd;
+      if (p.grad_new_residual != nullptr) {
+        float stream[kLaneColumns];
+        load_tile<kPer>(stream, static_cast<const T*>(p.grad_new_residual) + n * p.width, first, width,
+                        team.lane);
+#pragma unroll
+        for (int k = 0; k < kLaneColumns; ++k) grad[k] += stream[k];
+      }
+      float to_x[kLaneColumns];
+      const uint32_t bits =
+          dropout.active && p.grad_x != nullptr ? keep_bits<kPer>(dropout, n, first, team.lane) : 0u;
+#pragma unroll
+      for (int k = 0; k < kLaneColumns; ++k)
+        to_x[k] = dropout.active ? dropped(grad[k], bits, k, dropout.scale) : grad[k];
+      if (p.grad_residual != nullptr)
+        store_tile<kPer>(static_cast<T*>(p.grad_residual) + n * p.width, grad, first, width, team.lane);
+      if (p.grad_x != nullptr)
+        store_tile<kPer>(static_cast<T*>(p.grad_x) + n * p.width, to_x, first, width, team.lane);
+    });
+  }
+
+  if (kFast && has_sums) {
+    if (shape.teams > 1) {
+      const int thread = static_cast<int>(threadIdx.x);
+      const auto sum_at = [&](int s) -> float& {
+        return sums[s % 2][s / 2 / kLaneColumns][s / 2 % kLaneColumns];
+      };
+#pragma unroll
+      for (int s = 0; s < BackwardTraits::kSums; ++s) store_shared(&shared.sums[s][thread], sum_at(s));
+      __syncthreads();
+      if (team.index > 0) return;
+      for (int other = 1; other < shape.teams; ++other)
+#pragma unroll
+        for (int s = 0; s < BackwardTraits::kSums; ++s)
+          sum_at(s) += load_shared(&shared.sums[s][other * team.warps * kWarp + thread]);
+    }
+    const int width = static_cast<int>(p.width);
+    team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
+      store_tile<kPer>(weight_out, sums[0][i], first, width, team.lane);
+      store_tile<kPer>(bias_out, sums[1][i], first, width, team.lane);
+    });
+  }
+}
+
+// grad_weight and grad_bias from workspace [parts, 2, E]: columns c of [0, 2E) are sums over parts.
+template <class T>
+__global__ void __launch_bounds__(CombineTraits::kWarps* kWarp)
+    combine_kernel(DropoutAddLayerNormBackward p, int64_t parts) {
+  auto& shared = shared_memory<CombineTraits::Shared>();
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * CombineTraits::kColumns + lane;
+  const bool inside = column < 2 * p.width;
+  const float* workspace = static_cast<const float*>(p.workspace) + column;
+  float sum = 0.0f;
+  if (inside)
+#pragma unroll 8
+    for (int64_t part = warp * parts / CombineTraits::kWarps;
+         part < (warp + 1) * parts / CombineTraits::kWarps; ++part)
+      sum += load_global(workspace + part * 2 * p.width);
+  store_shared(&shared.sums[warp][lane], sum);
+  __syncthreads();
+  if (warp > 0 || !inside) return;
+  for (int w = 1; w < CombineTraits::kWarps; ++w) sum += load_shared(&shared.sums[w][lane]);
+  T* grad = column < p.width ? static_cast<T*>(p.grad_weight) + column
+                             : static_cast<T*>(p.grad_bias) + (column - p.width);
+  store_global(grad, narrow<T>(sum));
+}
+
+}  // namespace
+
+void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& p, cudaStream_t stream) {
+  if (p.rows == 0) return;
+  const RowDropout dropout(p.dropout);
+  visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
+    const TeamShape shape(
+        p.width, ForwardTraits::kTiles,
+        rows_are_aligned<T>(p.width, p.x, p.residual, p.weight, p.bias, p.normed, p.new_residual));
+    visit_bool(shape.fast, [&](auto fast) {
+      launch(forward_kernel<T, fast.value>, dim3{blocks_for(p.rows, shape.teams), 1, 1},
+             dim3{shape.threads(), 1, 1}, sizeof(ForwardTraits::Shared), stream, p, dropout, shape);
+    });
+  });
+}
+
+void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& p, cudaStream_t stream) {
+  const RowDropout dropout(p.dropout);
+  const int64_t parts = dropout_add_layer_norm_partials(p.rows);
+  visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
+    const TeamShape shape(p.width, BackwardTraits::kTiles,
+                          rows_are_aligned<T>(p.width, p.grad_normed, p.grad_new_residual, p.new_residual,
+                                              p.weight, p.grad_x, p.grad_residual, p.workspace));
+    if (parts > 0) {
+      visit_bool(shape.fast, [&](auto fast) {
+        launch(backward_kernel<T, fast.value>, dim3{static_cast<unsigned>(parts), 1, 1},
+               dim3{shape.threads(), 1, 1}, sizeof(BackwardTraits::Shared), stream, p, dropout, shape, parts);
+      });
+    }
+    if (p.grad_weight == nullptr) return;
+    launch(combine_kernel<T>, dim3{blocks_for(2 * p.width, CombineTraits::kColumns), 1, 1},
+           dim3{CombineTraits::kWarps * kWarp, 1, 1}, sizeof(CombineTraits::Shared), stream, p, parts);
+  });
+}
+
+}  // namespace glm::cuda

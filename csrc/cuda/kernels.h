@@ -1,0 +1,18 @@
+// The ops on a GPU. Each takes the parameters of its CPU twin (csrc/ops), pointers to device memory, and the
+// stream that it works on: no allocation, no synchronisation, no other stream. float32, bfloat16, float16.
+#pragma once
+
+#include "ops/dropout_add_layer_norm.h"
+#include "ops/embedding_2d.h"
+#include "ops/span_attention.h"
+
+typedef struct CUstream_st* cudaStream_t;  // as in <cuda_runtime.h>, which includers need not have
+
+namespace glm::cuda {
+
+void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward&, cudaStream_t);
+void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&, cudaStream_t);
+void embedding_2d_forward(const Embedding2DForward&, cudaStream_t);
+void span_attention_forward(const SpanAttentionForward&, cudaStream_t);
+
+}  // namespace glm::cuda

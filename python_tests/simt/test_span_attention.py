@@ -1,0 +1,147 @@
+"""span_attention and span_attention_varlen on their CUDA kernels: forward, bfloat16 and float16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glm_ext import ops
+from glm_ext.ops import reference
+
+from .backend import SCHEDULES, Simt
+from .checks import access_costs, check_forward, same_under
+
+DTYPES = [torch.bfloat16, torch.float16]
+
+# B, H, Hkv, S, T, D and prefix_len, seq_len, start of each sequence
+Case = tuple[tuple[int, int, int, int, int, int], list[int], list[int] | None, list[int] | None]
+CASES: list[Case] = [
+    ((1, 1, 1, 1, 1, 64), [0], None, None),
+    ((2, 1, 1, 5, 5, 64), [0, 5], None, None),
+    ((1, 2, 1, 67, 67, 64), [31], None, None),
+    ((1, 1, 1, 130, 130, 64), [70], [128], None),
+    ((2, 1, 1, 70, 70, 64), [65, 0], [69, 0], [3, 0]),  # left and right padding; a sequence of length 0
+    ((1, 1, 1, 130, 130, 64), [130], None, [67]),  # the first tile of keys is never read
+    ((1, 3, 1, 4, 133, 64), [40], [131], None),  # decoding: the rows are the last places
+    ((1, 1, 1, 66, 66, 128), [20], None, None),
+    ((1, 2, 2, 40, 40, 40), [7], None, None),  # padded to 64
+    ((1, 1, 1, 66, 66, 104), [66], [65], None),  # padded to 128
+    ((1, 1, 1, 65, 65, 256), [3], None, None),
+]
+
+
+def make_inputs(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
+    (B, H, Hkv, S, T, D), prefix_len, seq_len, start = case
+    torch.manual_seed(0)
+    # one packed projection [B, S, heads, D], read in place
+    q = torch.randn(B, S, H, D).to(dtype).transpose(1, 2)
+    k, v = torch.randn(2, B, T, Hkv, D).to(dtype).transpose(2, 3)
+    for b in range(B):  # keys that nobody may see
+        k[b, :, (seq_len or [T] * B)[b] :] = v[b, :, (seq_len or [T] * B)[b] :] = float("nan")
+        k[b, :, : (start or [0] * B)[b]] = v[b, :, : (start or [0] * B)[b]] = float("nan")
+    options = {} if start is None else {"start": torch.tensor(start)}
+    lengths = None if seq_len is None else torch.tensor(seq_len)
+    return [q, k, v, torch.tensor(prefix_len), *([lengths] if lengths is not None else [])], options
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: str(c[0]))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_reference(simt: Simt, dtype: torch.dtype, case: Case, dropout_p: float) -> None:
+    inputs, options = make_inputs(case, dtype)
+    check_forward(
+        simt,
+        ops.span_attention,
+        reference.span_attention,
+        inputs,
+        dropout_p=dropout_p,
+        return_lse=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[4], CASES[7]], ids=lambda c: str(c[0]))
+def test_same_bits_under_every_schedule(simt: Simt, case: Case) -> None:
+    inputs, options = make_inputs(case, torch.bfloat16)
+
+    def run() -> list[Tensor | None]:
+        torch.manual_seed(5)
+        return list(ops.span_attention(*inputs, dropout_p=0.1, return_lse=True, **options))
+
+    with simt.in_place_of_C():
+        same_under(simt, SCHEDULES, run)
+
+
+PACKED: list[tuple[list[int], list[int]]] = [  # cu_seqlens, prefix_len
+    ([0, 5, 5, 70], [3, 0, 64]),  # a sequence of length 0
+    ([0, 1, 66, 131], [1, 0, 65]),
+    ([0, 30, 64], [30, 10]),  # rows behind the last sequence see nothing
+]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize(("cu_seqlens", "prefix_len"), PACKED, ids=str)
+def test_packed_matches_reference(
+    simt: Simt, cu_seqlens: list[int], prefix_len: list[int], dropout_p: float
+) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(131, 2, 64).bfloat16()
+    k, v = torch.randn(2, 131, 1, 64).bfloat16()
+    k[cu_seqlens[-1] :] = v[cu_seqlens[-1] :] = float("nan")
+    check_forward(
+        simt,
+        ops.span_attention_varlen,
+        reference.span_attention_varlen,
+        [q, k, v, torch.tensor(cu_seqlens), torch.tensor(prefix_len)],
+        dropout_p=dropout_p,
+        return_lse=True,
+    )
+
+
+def test_dropout_is_the_cpus(simt: Simt) -> None:
+    """The value of key j is the j-th unit vector: out holds the probabilities, 0 exactly where dropped."""
+    q, k = torch.randn(2, 2, 3, 64, 64).bfloat16()
+    v = torch.eye(64).bfloat16().expand(2, 3, 64, 64)
+
+    def dropped() -> Tensor:
+        torch.manual_seed(7)
+        return ops.span_attention(q, k, v, 64, dropout_p=0.3) == 0
+
+    on_cpu = dropped()
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        on_gpu = dropped()
+    assert torch.equal(on_cpu, on_gpu)
+    assert 0.25 < on_gpu.float().mean() < 0.35
+
+
+def test_memory_accesses(simt: Simt) -> None:
+    """No bank conflicts but those of the 4-byte stores on the way out, and whole sectors but for the lse."""
+    inputs, _ = make_inputs(((1, 1, 1, 128, 128, 64), [40], None, None), torch.bfloat16)
+    simt.configure(SCHEDULES[0], count_accesses=True)
+    simt.module.take_counts()
+    with simt.in_place_of_C():
+        ops.span_attention(*inputs)
+    cost, ideal = access_costs(simt)
+    assert cost["shared"] == ideal["shared"] > 0
+    assert ideal["global"] <= cost["global"] <= 1.02 * ideal["global"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "message"),
+    [
+        (torch.float32, 64, "bfloat16 or float16"),
+        (torch.bfloat16, 36, "multiple of 8"),
+        (torch.float16, 264, "256"),
+    ],
+    ids=str,
+)
+def test_what_the_kernel_does_not_do_is_refused(
+    simt: Simt, dtype: torch.dtype, head_dim: int, message: str
+) -> None:
+    q = torch.randn(1, 1, 3, head_dim).to(dtype)
+    with simt.in_place_of_C(), pytest.raises(ValueError, match=message):
+        ops.span_attention(q, q, q, 2)
