@@ -49,8 +49,9 @@ def main(arguments: Sequence[str]) -> int:
             tokenizer = GLMTokenizer.load(options.run)
         example = make_example(tokenizer, documents, options)
         view = view_sample(example, word_labels(tokenizer), sop=tokenizer.sop_id, eop=tokenizer.eop_id)
-        print_sample(view)
-        print(f"\n{plot_sample(view, Path(options.out), _TITLES[options.objective])}")
+        picture = plot_sample(view, Path(options.out), _TITLES[options.objective])
+    print_sample(view)
+    print(f"\n{picture}")
     return 0
 
 
@@ -118,7 +119,8 @@ def word_labels(tokenizer: GLMTokenizer) -> list[str]:
             word = piece.decode()
         except UnicodeDecodeError:
             word = piece.hex()
-        labels.append(word.strip(" ").replace("\n", "↵") or "␣")
+        word = word.strip(" ").replace("\n", "↵") or "␣"
+        labels.append(word if word.isprintable() else word.encode("unicode_escape").decode())
     for name, spelling in SPECIAL_TOKENS.items():
         token = getattr(tokenizer.ids, name)
         labels[token] = spelling if spelling.startswith("[") else f"‹{name}›"

@@ -1,6 +1,7 @@
 """A training example as a picture, after figure 2 of Du et al. 2022.
 
-Both parts, who sees whom, both positions, inputs and targets. Everything is laid out in cells of the attention grid, one a token: the picture grows with the example.
+Both parts, who sees whom, both positions, inputs and targets. Everything is laid out in cells of the
+attention grid, one a token: the picture grows with the example.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def _text_rows(view: SampleView, width: float) -> list[list[tuple[float, str, in
             lines.append([])
             x = 0.0
         lines[-1].append((x, label, number))
-        x += _width(label) + 0.55
+        x += _width(label) + 0.42
     return lines
 
 
@@ -151,8 +152,8 @@ def _draw_text(
         base = y + 0.1 + 1.6 * line
         for start, label, number in row:
             chip = _tint(span_colour(number), 0.22) if number >= 0 else "#f3f5f7"
-            _chip(axes, x + start, base - 0.6, _width(label) + 0.4, chip, 1.2)
-            axes.text(x + start + 0.2, base, label, va="center", color=span_colour(number))
+            _chip(axes, x + start, base - 0.6, _width(label) + 0.32, chip, 1.2)
+            axes.text(x + start + 0.16, base, label, va="center", color=span_colour(number))
 
 
 def _draw_grid(axes: Any, view: SampleView) -> None:

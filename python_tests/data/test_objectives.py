@@ -1,4 +1,4 @@
-"""What holds for every objective: the text comes back, positions and loss are the paper's, prompts are free."""
+"""What holds for every objective: texts come back, positions and loss are the paper's, prompts are free."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from objective_texts import FIRST_WORD, IDS, PIECES, VOCAB, text, texts
 
 from glm_ext.data import (
     Example,
@@ -18,8 +19,6 @@ from glm_ext.data import (
     standard_objectives,
     token_spans,
 )
-
-from objective_texts import FIRST_WORD, IDS, PIECES, VOCAB, text, texts
 
 OBJECTIVES = standard_objectives(PIECES)
 MASKS = {"token": IDS.mask, "single": IDS.mask, "document": IDS.gmask, "sentence": IDS.smask}
@@ -59,7 +58,7 @@ def test_masks_positions_and_loss_are_the_papers(name: str, tokens: np.ndarray, 
 @every_objective
 @given(tokens=texts(), seed=seeds)
 def test_an_unfinished_span_does_not_tell_its_length(name: str, tokens: np.ndarray, seed: int) -> None:
-    """Every row's positions follow from the rows before it: where its mask stands, and how many there were."""
+    """A row's positions follow from the rows before it: where its mask stands, and how many there were."""
     example = make(name, tokens, seed)
     if example is None:
         return
@@ -207,7 +206,8 @@ def test_block_masks_come_with_their_probability() -> None:
     assert example is not None
     rng = np.random.default_rng(0)
     rates = [
-        (block_mask(example, rng, IDS, 0.1).tokens == IDS.dblock).sum() / (len(example) - example.prefix_len - 1)
+        (block_mask(example, rng, IDS, 0.1).tokens == IDS.dblock).sum()
+        / (len(example) - example.prefix_len - 1)
         for _ in range(200)
     ]
     assert np.mean(rates) == pytest.approx(0.1, abs=0.005)
