@@ -22,9 +22,9 @@ from glm_ext.batch import Batch
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data import (
     Cloze,
+    ExampleBatches,
     GLMTokenizer,
     TokenDocuments,
-    TokenSpanBatches,
     encode_documents,
     held_out_cloze,
     load_documents,
@@ -64,8 +64,9 @@ class Job:
     resume: Checkpoint | None
     tokenizer: GLMTokenizer
     model: GLM
-    train: TokenSpanBatches
+    train: ExampleBatches
     held_out: list[Batch]
+    held_out_by_objective: dict[str, list[Batch]]  # empty where there is only one
     unigram_loss: float
     blanks: list[Cloze]
 
@@ -126,15 +127,22 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
             f"got {config.data.seq_length}; raise model.overrides.max_positions"
         )
     documents = encode_documents(tokenizer, texts.train)
-    batches = TokenSpanBatches(
+    mixture = config.data.objectives.build(tokenizer.pieces())
+    batches = ExampleBatches(
         documents=documents,
         ids=tokenizer.ids,
         batch_size=config.batch_size,
         max_length=config.data.seq_length,
         seed=config.seed,
+        objective=mixture,
     )
     unseen = dataclasses.replace(batches, documents=encode_documents(tokenizer, texts.held_out))
     held_out = unseen.take(config.eval_batches)
+    several = mixture.active if len(mixture.active) > 1 else ()
+    by_objective = {
+        name: dataclasses.replace(unseen, objective=mixture.only(name)).take(config.eval_batches)
+        for name in several
+    }
     blanks = held_out_cloze(texts.held_out, np.random.default_rng(config.seed), 3)
     torch.manual_seed(config.seed)
     model = GLM(model_config).to(config.device)
@@ -160,6 +168,7 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
         model=model,
         train=batches,
         held_out=held_out,
+        held_out_by_objective=by_objective,
         unigram_loss=unigram_loss(
             target_counts(batches.take(_UNIGRAM_STEPS), model_config.vocab_size), held_out
         ),
@@ -183,6 +192,7 @@ def train(job: Job) -> int:
             log=log,
             tokenizer=(run / "tokenizer.json").read_text(encoding="utf-8"),
             resume=job.resume,
+            held_out_by_objective=job.held_out_by_objective,
         )
         try:
             stopped = trainer.train()
@@ -193,13 +203,15 @@ def train(job: Job) -> int:
         print(f"\nstopped by {stopped.name}, saved at step {trainer.progress.step}; go on with:\n")
         print(f"  {shlex.join(['glm-ext', 'pretrain', '--resume', str(run)])}", flush=True)
         return 128 + stopped
-    report(job, trainer.evaluate())
+    report(job, trainer.evaluate(), trainer.evaluate_objectives())
     return 0
 
 
-def report(job: Job, held_out_loss: float) -> None:
+def report(job: Job, held_out_loss: float, by_objective: dict[str, float]) -> None:
     """Prints what was learned: the loss beside the unigram's, and three blanks beside the truth."""
     print(f"\nheld-out loss  {held_out_loss:.3f} nats per token")
+    for name, loss in by_objective.items():
+        print(f"  {name:<12} {loss:.3f}")
     print(f"unigram loss   {job.unigram_loss:.3f} (knowing how frequent each token is, and nothing else)")
     for blank in job.blanks:
         [guess] = fill(job.model, job.tokenizer, blank.text).spans

@@ -13,11 +13,14 @@ Infilling".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .spans import Ints, Spans
+
+Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,20 +33,30 @@ class Example:
     tokens: Ints
     targets: Ints
     positions: Ints
-    loss_mask: NDArray[np.float32]
+    loss_mask: Weights
     prefix_len: int
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def make_blocks(tokens: Ints, spans: Spans, order: Ints, *, mask: int | Ints, sop: int, eop: int) -> Example:
+def make_blocks(
+    tokens: Ints,
+    spans: Spans,
+    order: Ints,
+    *,
+    mask: int | Ints,
+    sop: int,
+    eop: int,
+    weights: Weights | None = None,
+) -> Example:
     """Blanks the spans out of a text and appends them as Part B.
 
     tokens [N]; spans: left to right, not overlapping, not empty (adjacent is allowed: the masks are then
     neighbours); order: a permutation of the spans, the order in which Part B holds them; mask: id for every
-    blank, or one id a span. The example has N - sum(lengths) + count tokens in Part A and sum(lengths) +
-    count in Part B. ValueError if the spans break these rules.
+    blank, or one id a span; weights [N]: loss weights of the text's tokens (default 1), e.g. 0 on a prompt.
+    The end of a span weighs what its last token does. The example has N - sum(lengths) + count tokens in Part
+    A and sum(lengths) + count in Part B. ValueError if the spans break these rules.
 
     >>> spans = Spans(starts=np.array([2, 4]), lengths=np.array([1, 2]))
     >>> example = make_blocks(np.arange(11, 17), spans, np.array([1, 0]), mask=2, sop=3, eop=4)
@@ -56,6 +69,7 @@ def make_blocks(tokens: Ints, spans: Spans, order: Ints, *, mask: int | Ints, so
     starts, lengths = spans
     ends = starts + lengths
     _check_spans(tokens, starts, lengths, ends, order)
+    _check_weights(tokens, weights)
 
     # Part A keeps the first token of each span as the place of its mask.
     edge = np.zeros(len(tokens) + 1, dtype=np.int64)
@@ -85,7 +99,7 @@ def make_blocks(tokens: Ints, spans: Spans, order: Ints, *, mask: int | Ints, so
     positions[0, prefix_len:] = place[starts[owner]]
     positions[1, prefix_len:] = within + 1
     loss_mask = np.zeros(total, dtype=np.float32)
-    loss_mask[prefix_len:] = 1.0
+    loss_mask[prefix_len:] = 1.0 if weights is None else weights[np.minimum(source, ends[owner] - 1)]
     return Example(
         tokens=np.concatenate((part_a, part_b)),
         targets=np.concatenate((part_a, answers)),
@@ -95,9 +109,7 @@ def make_blocks(tokens: Ints, spans: Spans, order: Ints, *, mask: int | Ints, so
     )
 
 
-def make_prefix(
-    tokens: Ints, cut: int, *, gmask: int, sop: int, weights: NDArray[np.float32] | None = None
-) -> Example:
+def make_prefix(tokens: Ints, cut: int, *, gmask: int, sop: int, weights: Weights | None = None) -> Example:
     """The long form for text generation: Part A is tokens[:cut] and [gMASK], Part B all the rest.
 
     No eop is added: a text ends with its own last token (eos), which is the last target. weights [N]: loss
@@ -109,6 +121,7 @@ def make_prefix(
     """
     if not 0 <= cut < len(tokens):
         raise ValueError(f"cut: expected 0 <= cut < {len(tokens)} (the text's length), got {cut}")
+    _check_weights(tokens, weights)
     context, continuation = tokens[:cut], tokens[cut:]
     prefix_len = cut + 1
     total = len(tokens) + 1
@@ -124,6 +137,39 @@ def make_prefix(
         loss_mask=loss_mask,
         prefix_len=prefix_len,
     )
+
+
+def part_b_spans(example: Example, sop: int) -> list[slice]:
+    """The rows of each span of Part B, in its order: from one sop up to the next."""
+    begins = np.flatnonzero(example.tokens[example.prefix_len :] == sop) + example.prefix_len
+    return [slice(begin, end) for begin, end in pairwise([*begins.tolist(), len(example)])]
+
+
+def restore(example: Example, *, sop: int, eop: int) -> Ints:
+    """The text that an example was made from: every span back in the place of its mask.
+
+    >>> spans = Spans(starts=np.array([2, 4]), lengths=np.array([1, 2]))
+    >>> example = make_blocks(np.arange(11, 17), spans, np.array([1, 0]), mask=2, sop=3, eop=4)
+    >>> restore(example, sop=3, eop=4)
+    array([11, 12, 13, 14, 15, 16])
+    """
+    contents = {}
+    for rows in part_b_spans(example, sop):
+        answers = example.targets[rows]
+        contents[int(example.positions[0, rows.start])] = answers[:-1] if answers[-1] == eop else answers
+    pieces = []
+    begin = 0
+    for place in sorted(contents):
+        pieces += [example.tokens[begin:place], contents[place]]
+        begin = place + 1
+    return np.concatenate((*pieces, example.tokens[begin : example.prefix_len]))
+
+
+def _check_weights(tokens: Ints, weights: Weights | None) -> None:
+    if weights is not None and weights.shape != tokens.shape:
+        raise ValueError(
+            f"weights: expected one for each of the {len(tokens)} tokens, got {list(weights.shape)}"
+        )
 
 
 def _check_spans(tokens: Ints, starts: Ints, lengths: Ints, ends: Ints, order: Ints) -> None:

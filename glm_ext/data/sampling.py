@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..batch import Batch
-from .blocks import Example
+from .blocks import Example, Weights
 from .collate import collate
-from .objectives import TokenSpanSettings, token_spans
+from .objectives import Mixture, Objective, token_spans
 from .spans import Ints
 from .special import SpecialIds
 
@@ -24,15 +24,24 @@ if TYPE_CHECKING:
 _MAX_DRAWS = 100
 
 
+class Text(NamedTuple):
+    """Tokens and the loss weight of each."""
+
+    tokens: Ints
+    weights: Weights
+
+
 @dataclass(frozen=True, slots=True)
 class TokenDocuments:
     """Documents as one flat array: document d is tokens[offsets[d] : offsets[d + 1]], with its closing eos.
 
     tokens [N] any integer dtype (a memory map will do), offsets [documents + 1] int64, from 0 to N, rising.
+    weights [N] float32: loss weight of each token, e.g. 0 on a prompt; None: 1 everywhere.
     """
 
     tokens: NDArray[np.integer]
     offsets: Ints
+    weights: Weights | None = None
 
     def __post_init__(self) -> None:
         if len(self.offsets) < 2 or self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens):
@@ -42,6 +51,11 @@ class TokenDocuments:
             )
         if (np.diff(self.offsets) < 1).any():
             raise ValueError("documents: expected rising offsets, got an empty document; leave it out")
+        if self.weights is not None and self.weights.shape != self.tokens.shape:
+            raise ValueError(
+                f"documents: expected a weight for each of {len(self.tokens)} tokens, "
+                f"got {list(self.weights.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -49,10 +63,11 @@ class TokenDocuments:
     def __getitem__(self, document: int) -> NDArray[np.integer]:
         return self.tokens[self.offsets[document] : self.offsets[document + 1]]
 
-    def draw(self, rng: np.random.Generator) -> NDArray[np.integer]:
-        """A document, with probability proportional to its length."""
+    def draw(self, rng: np.random.Generator) -> slice:
+        """Where a document lies; drawn with probability proportional to its length."""
         token = rng.integers(len(self.tokens))
-        return self[int(np.searchsorted(self.offsets, token, side="right")) - 1]
+        document = int(np.searchsorted(self.offsets, token, side="right")) - 1
+        return slice(int(self.offsets[document]), int(self.offsets[document + 1]))
 
 
 def encode_documents(tokenizer: GLMTokenizer, documents: Sequence[str]) -> TokenDocuments:
@@ -63,40 +78,43 @@ def encode_documents(tokenizer: GLMTokenizer, documents: Sequence[str]) -> Token
     return TokenDocuments(tokens, offsets)
 
 
-def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length: int, cls: int) -> Ints:
+def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length: int, cls: int) -> Text:
     """A text of max_length tokens, or one less where nothing more fits: [CLS] and a piece of a document.
 
     A document longer than the text is cut at a random place. One that is shorter is taken whole and others
-    follow, each with its own [CLS], the last one cut to the room left. They share the sequence: attention
-    crosses from one to the next.
+    follow, each with its own [CLS] (of loss weight 0), the last one cut to the room left. They share the
+    sequence: attention crosses from one to the next.
     """
-    document = documents.draw(rng)
+    tokens = np.full(max_length, cls, dtype=np.int64)
+    weights = np.zeros(max_length, dtype=np.float32)
     longest = max_length - 1
-    if len(document) > longest:
-        begin = int(rng.integers(0, len(document) - longest, endpoint=True))
-        document = document[begin : begin + longest]
-    text = np.empty(max_length, dtype=np.int64)
-    text[0] = cls
-    end = 1 + len(document)
-    text[1:end] = document
-    while end + 2 <= max_length:
-        document = documents.draw(rng)[: max_length - end - 1]
-        text[end] = cls
-        text[end + 1 : end + 1 + len(document)] = document
-        end += 1 + len(document)
-    return text[:end]
+    begin, end, _ = documents.draw(rng).indices(len(documents.tokens))
+    if end - begin > longest:
+        begin += int(rng.integers(0, end - begin - longest, endpoint=True))
+    filled = 0
+    while True:
+        source = slice(begin, min(end, begin + longest - filled))
+        room = slice(filled + 1, filled + 1 + source.stop - source.start)
+        tokens[room] = documents.tokens[source]
+        weights[room] = 1.0 if documents.weights is None else documents.weights[source]
+        filled = room.stop
+        if filled + 2 > max_length:
+            return Text(tokens[:filled], weights[:filled])
+        begin, end, _ = documents.draw(rng).indices(len(documents.tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSpanBatches:
-    """An endless supply of token-span batches; batch k is the same whenever and wherever it is asked for.
+class ExampleBatches:
+    """An endless supply of batches; batch k is the same whenever and wherever it is asked for.
+
+    objective: what makes an example of a text, or a Mixture of such.
 
     max_length is the length of the text before blanking. Every position, of both rows, is below it, so a
-    model with max_positions >= max_length can take every batch; Part A and Part B together have at most
-    max_length + 2 * int(ratio * max_length) tokens.
+    model with max_positions >= max_length can take every batch. Part A and Part B together have two tokens
+    more than the text for every span.
 
     The examples of one optimizer step are numbered micro step first, then rank, then place in the batch: 1 x
-    8, 2 x 4 in accumulation and 2 ranks x 4 draw the same eight.
+    8, 2 x 4 in accumulation and 2 ranks x 4 draw the same eight (unless a mixture draws once per batch).
     """
 
     documents: TokenDocuments
@@ -106,16 +124,13 @@ class TokenSpanBatches:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    settings: TokenSpanSettings = field(default_factory=TokenSpanSettings)
+    objective: Objective | Mixture = token_spans
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-        if int(self.settings.ratio * self.max_length) < 1:
-            raise ValueError(
-                f"max_length: {self.max_length} tokens leave none to blank at ratio {self.settings.ratio}; "
-                f"expected at least {int(np.ceil(1 / self.settings.ratio))}"
-            )
+        if self.max_length < 2:
+            raise ValueError(f"max_length: expected at least 2, [CLS] and a token, got {self.max_length}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank: expected 0 <= rank < world_size ({self.world_size}), got {self.rank}")
         if not 0 <= self.seed < 2**64:
@@ -124,19 +139,32 @@ class TokenSpanBatches:
     def sample(self, step: int, index: int) -> Example:
         """Example `index` of optimizer step `step`: a pure function of (seed, step, index).
 
-        ValueError if no text of these documents can hold the spans.
+        A text that does not fit its objective, or that has no target of weight, gives way to another.
+        ValueError if no text of these documents will do.
         """
-        # A counter-based generator: the coordinates are the state, the low word counts the draws.
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, 0], counter=[0, 0, index, step]))
+        rng = self._generator(0, step, index)
+        objective = self._objective(rng, step, index)
         for _ in range(_MAX_DRAWS):
             text = sample_text(self.documents, rng, self.max_length, self.ids.cls)
-            example = token_spans(text, rng, self.ids, self.settings)
-            if example is not None:
+            example = objective(text.tokens, rng, self.ids, weights=text.weights)
+            if example is not None and example.loss_mask.any():
                 return example
         raise ValueError(
-            f"no room for blanks in {_MAX_DRAWS} texts of {self.max_length} tokens: documents too short, "
-            f"{len(self.documents.tokens) / len(self.documents):.1f} tokens on average; join them"
+            f"no room for blanks in {_MAX_DRAWS} texts of {self.max_length} tokens: texts or documents too "
+            "short, without whole sentences, or all prompt; lengthen the texts, or join the documents, "
+            f"{len(self.documents.tokens) / len(self.documents):.1f} tokens on average"
         )
+
+    def _objective(self, rng: np.random.Generator, step: int, index: int) -> Objective:
+        if not isinstance(self.objective, Mixture):
+            return self.objective
+        if self.objective.per_batch:
+            rng = self._generator(1, step, index // self.batch_size)
+        return self.objective.draw(rng)
+
+    def _generator(self, stream: int, step: int, index: int) -> np.random.Generator:
+        # A counter-based generator: the coordinates are the state, the low word counts the draws.
+        return np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=[0, 0, index, step]))
 
     def batch(self, step: int, micro_step: int = 0) -> Batch:
         """The batch of this rank: examples of step `step`, part `micro_step` of its gradient accumulation."""

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 # Every byte is a token of its own, after the special ones: any text can be encoded and none needs [UNK].
 _SMALLEST_VOCAB = len(SPECIAL_TOKENS) + 256
 
+# Byte-level BPE spells a byte as the Latin-1 character of that number, or, where that cannot be seen, as the
+# next free one from 256 on.
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = sorted(set(range(256)) - set(_VISIBLE))
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
+
 
 class GLMTokenizer:
     """Text <-> token ids.
@@ -125,6 +131,21 @@ class GLMTokenizer:
         """The text of token ids; special tokens are left out, or spelled if skip_special=False."""
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special)
         return text
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token id; none for special tokens.
+
+        >>> tokenizer = GLMTokenizer.train(["哈！"], vocab_size=268)
+        >>> pieces = tokenizer.pieces()
+        >>> b"".join(pieces[token] for token in tokenizer.encode("哈！")).decode()
+        '哈！'
+        """
+        special = set(self.ids)
+        pieces = [b""] * self.vocab_size
+        for spelling, token in self._tokenizer.get_vocab().items():
+            if token not in special:
+                pieces[token] = bytes(_BYTE_OF[character] for character in spelling)
+        return pieces
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

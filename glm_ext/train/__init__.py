@@ -1,7 +1,14 @@
 """Training: settings, loop, checkpoints, records."""
 
 from glm_ext.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from glm_ext.train.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from glm_ext.train.config import (
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from glm_ext.train.load import LoadedModel, load_model
 from glm_ext.train.log import RunLog
 from glm_ext.train.plot import plot_loss
@@ -15,6 +22,7 @@ __all__ = [
     "Diverged",
     "LoadedModel",
     "ModelConfig",
+    "ObjectivesConfig",
     "OptimConfig",
     "RunLog",
     "TrainConfig",

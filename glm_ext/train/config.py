@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glm_ext.config import PRESETS, GLMConfig
+from glm_ext.data.objectives import DocumentSettings, Mixture, standard_objectives
 from glm_ext.train.extras import require
 
 if TYPE_CHECKING:
@@ -70,6 +71,40 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectivesConfig:
+    """What examples are trained on: how often each objective is drawn, relative to the others."""
+
+    token: float = _setting(1.0, "weight of short spans, 15 percent of the text")
+    document: float = _setting(0.0, "weight of one long span, half of the text or more")
+    sentence: float = _setting(0.0, "weight of whole sentences, 15 percent of the text")
+    single: float = _setting(0.0, "weight of one short span alone")
+    per_batch: bool = _setting(False, "one draw for a whole micro batch, as in the public implementation")
+    infill: float = _setting(0.5, "probability that text follows the span of a document example")
+    short: float = _setting(0.0, "probability that an example is made of a piece of its text")
+    block_mask: float = _setting(0.0, "probability that an input of a short span is hidden by [dBLOCK]")
+
+    def __post_init__(self) -> None:
+        weights = {name: getattr(self, name) for name in ("token", "document", "sentence", "single")}
+        for name, weight in weights.items():
+            _expect(0 <= weight < float("inf"), f"data.objectives.{name}", "0 or more", weight)
+        _expect(any(weights.values()), "data.objectives", "a weight above 0", weights)
+        for name in ("infill", "short", "block_mask"):
+            value = getattr(self, name)
+            _expect(0 <= value <= 1, f"data.objectives.{name}", "a probability in [0, 1]", value)
+
+    def build(self, pieces: Sequence[bytes]) -> Mixture:
+        """The mixture for a tokenizer whose ids stand for these bytes."""
+        objectives = standard_objectives(pieces, document=DocumentSettings(infill=self.infill))
+        return Mixture(
+            objectives=objectives,
+            weights={name: getattr(self, name) for name in objectives},
+            per_batch=self.per_batch,
+            short=self.short,
+            block_mask=self.block_mask,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which text, and how it is cut into examples."""
 
@@ -79,6 +114,7 @@ class DataConfig:
     vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text")
     seq_length: int = _setting(128, "text tokens of an example, before spans are cut out")
     held_out: float = _setting(0.05, "part of the documents that is never trained on")
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
 
     def __post_init__(self) -> None:
         _expect(self.seq_length >= 8, "data.seq_length", "at least 8", self.seq_length)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ class RunLog:
 
         {"step", "loss", "lr", "grad_norm", "tokens_per_second", "tokens"}   a step
         {"step", "skipped"}          a step whose loss or gradient was not finite
-        {"step", "held_out_loss"}    an evaluation
+        {"step", "held_out_loss"}    an evaluation; with several objectives also "held_out_loss/NAME" of each
         {"step", "unigram_loss"}     the baseline, once
 
     A resumed run drops the rows past the checkpoint it starts from, so no step is there twice.
@@ -72,11 +73,15 @@ class RunLog:
         self._write(step, skipped=reason)
         self.message(f"step {step}/{self.steps}  skipped: {reason}")
 
-    def evaluation(self, step: int, loss: float) -> None:
+    def evaluation(self, step: int, loss: float, by_objective: Mapping[str, float] | None = None) -> None:
+        each = by_objective or {}
         self.held_out = loss
-        self._write(step, held_out_loss=loss)
+        self._write(
+            step, held_out_loss=loss, **{f"held_out_loss/{name}": value for name, value in each.items()}
+        )
         if not self.bar:
-            self.message(f"step {step}/{self.steps}  held-out loss {loss:.4f}")
+            parts = "".join(f"  {name} {value:.4f}" for name, value in each.items())
+            self.message(f"step {step}/{self.steps}  held-out loss {loss:.4f}{parts}")
 
     def unigram(self, loss: float) -> None:
         self._write(self.start, unigram_loss=loss)

@@ -14,7 +14,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ class Trainer:
         model: on the device to train on; its loss(batch) is the mean over the batch's targets, by loss_mask.
         batch_at: (step, micro step) -> Batch, a pure function: there is no position in the data to remember.
         held_out: the batches that every evaluation looks at.
+        held_out_by_objective: of each objective by name, where the loss of each is wanted too.
         run: folder of the run; checkpoints go into it as step-N.
         log: an entered RunLog.
         tokenizer: its JSON, to be kept beside the parameters.
@@ -71,8 +72,10 @@ class Trainer:
         log: RunLog,
         tokenizer: str | None = None,
         resume: Checkpoint | None = None,
+        held_out_by_objective: Mapping[str, Sequence[Batch]] | None = None,
     ) -> None:
         self.model, self.config, self.batch_at, self.held_out = model, config, batch_at, held_out
+        self.held_out_by_objective = held_out_by_objective or {}
         self.run, self.log, self.tokenizer = run, log, tokenizer
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, config.optim)
@@ -93,7 +96,7 @@ class Trainer:
             while progress.step < last and not caught:
                 self.step()
                 if progress.step % config.eval_every == 0 or progress.step == config.steps:
-                    self.log.evaluation(progress.step, self.evaluate())
+                    self.log.evaluation(progress.step, self.evaluate(), self.evaluate_objectives())
                 if progress.step % config.save_every == 0:
                     self.save()
                     saved_at = progress.step
@@ -152,12 +155,19 @@ class Trainer:
                 f"try a smaller optim.lr (now {config.optim.lr:g}) or a longer optim.warmup"
             )
 
-    @torch.no_grad()
     def evaluate(self) -> float:
         """The loss over all targets of the held-out batches, without dropout."""
+        return self._loss(self.held_out)
+
+    def evaluate_objectives(self) -> dict[str, float]:
+        """The same for each objective of held_out_by_objective."""
+        return {name: self._loss(batches) for name, batches in self.held_out_by_objective.items()}
+
+    @torch.no_grad()
+    def _loss(self, batches: Sequence[Batch]) -> float:
         self.model.eval()
         total = weights = 0.0
-        for batch in self.held_out:
+        for batch in batches:
             weight = float(batch.loss_mask.sum())
             total += self.model.loss(batch.to(self.device)).item() * weight
             weights += weight

@@ -62,6 +62,23 @@ def test_config_file_and_overrides(tmp_path, small_run, capsys):
     assert (config.steps, config.optim.lr) == (1, 1e-4)
 
 
+def test_several_objectives_are_mixed_and_evaluated_one_by_one(tmp_path, small_run, capsys):
+    run = tmp_path / "run"
+    options = ["--data.objectives.document", "1", "--data.objectives.sentence", "0.5", "--steps", "8"]
+    assert main(["pretrain", *small_run, *options, "--run", str(run)]) == 0
+    printed = capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    evaluated = [row for row in rows if "held_out_loss" in row]
+    assert [row["step"] for row in evaluated] == [4, 8]
+    names = ("token", "document", "sentence")
+    for row in evaluated:
+        assert row.keys() == {"step", "held_out_loss", *(f"held_out_loss/{name}" for name in names)}
+        assert len(set(row.values())) == 5  # different examples have different losses
+    for name in names:
+        assert f"{name} {evaluated[-1][f'held_out_loss/{name}']:.4f}" in printed
+        assert re.search(rf"^  {name} +{evaluated[-1][f'held_out_loss/{name}']:.3f}$", printed, re.MULTILINE)
+
+
 def start(arguments):
     """The command as a child process; what the machine's own threads do stays out of the way."""
     return subprocess.Popen(
@@ -147,6 +164,8 @@ def refused(capsys, arguments):
         (["--model.overrides.hidden_dropuot", "0.1"], "did you mean 'hidden_dropout'"),
         (["--data.seq_length", "500"], "data.seq_length: expected at most 256"),
         (["--data.vocab_size", "100"], "vocab_size: expected at least 267"),
+        (["--data.objectives.tokens", "1"], "did you mean 'data.objectives.token'"),
+        (["--data.objectives.token", "0"], "data.objectives: expected a weight above 0"),
         (["--data.path", "/no/such/text"], "/no/such/text"),
         (["--config", "/no/such/config.yaml"], "/no/such/config.yaml"),
     ],

@@ -71,6 +71,16 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("held_out_loss")] == [(2, 4.5)]
 
 
+def test_the_loss_of_each_objective_is_recorded(tmp_path):
+    printed = io.StringIO()
+    with RunLog(tmp_path, steps=3, stream=printed) as log:
+        log.evaluation(3, 4.5, {"token": 4.25, "document": 5.0})
+    assert read_metrics(tmp_path) == [
+        {"step": 3, "held_out_loss": 4.5, "held_out_loss/token": 4.25, "held_out_loss/document": 5.0}
+    ]
+    assert printed.getvalue() == "step 3/3  held-out loss 4.5000  token 4.2500  document 5.0000\n"
+
+
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]

@@ -2,7 +2,14 @@ import dataclasses
 
 import pytest
 
-from glm_ext.train.config import ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from glm_ext.train.config import (
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    TrainConfig,
+)
 
 UNUSUAL = TrainConfig(
     steps=7,
@@ -10,7 +17,9 @@ UNUSUAL = TrainConfig(
     model=ModelConfig(
         preset="base", overrides={"num_layers": 3, "hidden_dropout": 0.25, "approximate": "none"}
     ),
-    data=DataConfig(path="texts/größe", held_out=0.5),
+    data=DataConfig(
+        path="texts/größe", held_out=0.5, objectives=ObjectivesConfig(token=0.5, document=2.0, per_batch=True)
+    ),
     optim=OptimConfig(lr=3e-5, betas=(0.5, 0.75), clip=float("inf")),
 )
 
@@ -64,6 +73,9 @@ def test_missing_file_is_named(tmp_path):
         (lambda: TrainConfig(device="tpu"), "device: expected cpu or cuda, got 'tpu'"),
         (lambda: DataConfig(held_out=1.0), "data.held_out"),
         (lambda: DataConfig(seq_length=7), "data.seq_length"),
+        (lambda: ObjectivesConfig(sentence=-1.0), "data.objectives.sentence: expected 0 or more, got -1.0"),
+        (lambda: ObjectivesConfig(token=0.0), "data.objectives: expected a weight above 0"),
+        (lambda: ObjectivesConfig(infill=1.5), "data.objectives.infill: expected a probability"),
         (lambda: ModelConfig(preset="tony"), "model.preset: expected one of tiny, .*got 'tony'"),
         (
             lambda: ModelConfig(overrides={"num_layer": 3}),
@@ -94,3 +106,13 @@ def test_model_is_built_for_the_tokenizer():
 def test_settings_cannot_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().steps = 3
+
+
+def test_the_mixture_has_the_settings():
+    built = ObjectivesConfig(
+        token=0.5, sentence=1.0, per_batch=True, infill=0.25, short=0.1, block_mask=0.2
+    ).build([])
+    assert built.active == ("token", "sentence")
+    assert (built.per_batch, built.short, built.block_mask) == (True, 0.1, 0.2)
+    assert built.objectives["document"].keywords["settings"].infill == 0.25
+    assert ObjectivesConfig().build([]).active == ("token",)

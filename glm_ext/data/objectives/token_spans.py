@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..blocks import Example, make_blocks
+from ..blocks import Example, Weights, make_blocks
 from ..spans import Ints, document_segments, sample_document_spans, sample_span_lengths
 from ..special import SpecialIds
 
@@ -15,12 +15,14 @@ from ..special import SpecialIds
 class TokenSpanSettings:
     """How much of a text of N tokens to blank out, in spans of what length.
 
-    At least int(ratio * N) tokens, in spans of Poisson(mean_length) tokens, from 1 to max_length.
+    At least int(ratio * N) tokens, in spans of Poisson(mean_length) tokens, from 1 to max_length. With
+    single=True one span alone, whatever its length.
     """
 
     ratio: float = 0.15
     mean_length: float = 3.0
     max_length: int = 39
+    single: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -32,7 +34,12 @@ class TokenSpanSettings:
 
 
 def token_spans(
-    tokens: Ints, rng: np.random.Generator, ids: SpecialIds, settings: TokenSpanSettings = TokenSpanSettings()
+    tokens: Ints,
+    rng: np.random.Generator,
+    ids: SpecialIds,
+    settings: TokenSpanSettings = TokenSpanSettings(),
+    *,
+    weights: Weights | None = None,
 ) -> Example | None:
     """One example of a text `[CLS] document eos [CLS] document ...`: spans drawn, placed and shuffled by rng.
 
@@ -45,9 +52,8 @@ def token_spans(
     >>> len(example) == 50 + 2 * blanks
     True
     """
-    lengths = sample_span_lengths(
-        rng, int(settings.ratio * len(tokens)), mean=settings.mean_length, max_length=settings.max_length
-    )
+    total = 1 if settings.single else int(settings.ratio * len(tokens))  # the first length drawn reaches 1
+    lengths = sample_span_lengths(rng, total, mean=settings.mean_length, max_length=settings.max_length)
     if len(lengths) == 0:
         return None
     segments = document_segments(tokens, eos=ids.eos, cls=ids.cls)
@@ -55,4 +61,4 @@ def token_spans(
     if spans is None:
         return None
     order = rng.permutation(len(lengths))
-    return make_blocks(tokens, spans, order, mask=ids.mask, sop=ids.sop, eop=ids.eop)
+    return make_blocks(tokens, spans, order, mask=ids.mask, sop=ids.sop, eop=ids.eop, weights=weights)

@@ -1,0 +1,42 @@
+"""Short sequences: a piece of a text, so that the model also meets texts much shorter than its limit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..blocks import Weights
+from ..spans import Ints
+from ..special import SpecialIds
+
+
+def crop(
+    tokens: Ints,
+    rng: np.random.Generator,
+    ids: SpecialIds,
+    *,
+    min_length: int = 32,
+    weights: Weights | None = None,
+) -> tuple[Ints, Weights | None]:
+    """[CLS] and a piece of the text, at a uniform place, and the piece's weights (0 on the [CLS]).
+
+    The length is uniform in min_length .. N - 1, [CLS] included (one less where the piece begins with a
+    document). A text no longer than min_length stays as it is.
+
+    >>> short, _ = crop(np.arange(100, 200), np.random.default_rng(0), SpecialIds())
+    >>> int(short[0]) == SpecialIds().cls, 32 <= len(short) < 100
+    (True, True)
+    """
+    if len(tokens) <= min_length:
+        return tokens, weights
+    length = int(rng.integers(min_length, len(tokens)))
+    begin = int(rng.integers(0, len(tokens) - length, endpoint=True))
+    end = begin + length
+    if tokens[begin + 1] == ids.cls:  # a document begins there: its own [CLS] is the first token
+        begin += 1
+    short = tokens[begin:end].copy()
+    short[0] = ids.cls
+    if weights is None:
+        return short, None
+    short_weights = weights[begin:end].copy()
+    short_weights[0] = 0.0
+    return short, short_weights

@@ -1,0 +1,83 @@
+import re
+
+import pytest
+
+from glm_ext.cli import main
+
+
+@pytest.fixture
+def show(text_folder, tmp_path, capsys):
+    """show(options...) -> (exit code, what was printed); the picture is tmp_path / sample.png."""
+
+    def run(*options):
+        code = main(
+            ["show", "--path", str(text_folder), "--out", str(tmp_path / "sample.png"), *map(str, options)]
+        )
+        printed = capsys.readouterr()
+        return code, printed.out if code == 0 else printed.err
+
+    return run
+
+
+def rows(printed):
+    """(input, place, in span, what it sees, target) of every token."""
+    found = re.findall(r"^(\S+) +(\d+) +(\d+)  ([■·]+) *(\S*) *$", printed, re.MULTILINE)
+    return [(word, int(place), int(within), sees, target) for word, place, within, sees, target in found]
+
+
+@pytest.mark.parametrize(
+    ("objective", "mask"),
+    [("token", "[MASK]"), ("single", "[MASK]"), ("sentence", "[sMASK]"), ("document", "[gMASK]")],
+)
+def test_a_sample_is_text_and_a_picture(show, tmp_path, objective, mask):
+    code, printed = show("--objective", objective, "--seed", 3, "--ratio", 0.3)
+    assert code == 0 and (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
+    table = rows(printed)
+    size, a = len(table), next(place for place, row in enumerate(table) if row[2] > 0)
+    assert any(row[0] == mask for row in table[:a])
+    for place, (word, *_, sees, target) in enumerate(table):
+        end = max(a, place + 1)
+        assert sees == "■" * end + "·" * (size - end)
+        assert bool(target) == (place >= a)
+        assert (word == "‹sop›") == (place >= a and table[place][2] == 1)
+
+
+def test_a_text_of_ones_own(show):
+    code, printed = show("--text", "The cat sees another dog near the old house.", "--seed", 1)
+    assert code == 0
+    words = re.sub(r"\]\d|\[(?!CLS)", " ", printed.splitlines()[0]).split()
+    assert words == ["[CLS]", *"The cat sees another dog near the old house .".split(), "‹eos›"]
+    assert show("--text", "The cat sees another dog near the old house.", "--seed", 1)[1] == printed
+    assert show("--text", "The cat sees another dog near the old house.", "--seed", 2)[1] != printed
+
+
+def test_special_tokens_in_a_text_are_plain_text(show):
+    code, printed = show(
+        "--text", "The cat [MASK] sees another <|endoftext|> dog.", "--objective", "document"
+    )
+    assert code == 0
+    assert sum(row[0].endswith("MASK]") for row in rows(printed)) == 1
+
+
+def test_odd_characters_have_labels(show):
+    assert show("--text", "A tab\there, a line\nthere, 好的 and the cat.", "--objective", "single")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--objective", "tokens"], "objective: expected one of token, document, sentence, single"),
+        (["--length", "7"], "length: expected 8 to 64 tokens, got 7"),
+        (["--seed", "-1"], "seed: expected 0 or more"),
+        (["--ratio", "1.5"], "ratio: expected a number between 0 and 1"),
+        (["--ration", "0.5"], "did you mean 'ratio'"),
+        (["--text", "cat"], "hold no blank at ratio 0.15; give a longer one"),
+        (["--text", "long " * 100], "a picture holds 64"),
+        (["--run", "/no/such/run"], "/no/such/run"),
+        (["--path", "/no/such/text"], "/no/such/text"),
+        (["--out", "/no/such/folder/x.png"], "/no/such/folder/x.png"),
+    ],
+)
+def test_wrong_options_are_one_line(show, options, message):
+    code, said = show(*options)
+    assert code == 2 and message in said and said.count("\n") == 1
