@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from objective_texts import FIRST_WORD, IDS, PIECES, text
 
 from glm_ext.data import (
     DocumentSettings,
@@ -19,6 +18,8 @@ from glm_ext.data import (
     find_sentences,
     sentence_spans,
 )
+
+from .objective_texts import FIRST_WORD, IDS, PIECES, text
 
 # The ids of the golden examples, which were produced by the public implementation.
 GOLDEN_IDS = SpecialIds(

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from objective_texts import IDS, PIECES, text
 
 from glm_ext.batch import Batch
 from glm_ext.data import ExampleBatches, Mixture, TokenDocuments, restore, standard_objectives, token_spans
+
+from .objective_texts import IDS, PIECES, text
 
 OBJECTIVES = standard_objectives(PIECES)
 THREE = {"token": 5, "sentence": 3, "document": 2}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from objective_texts import FIRST_WORD, IDS, PIECES, VOCAB, text, texts
 
 from glm_ext.data import (
     Example,
@@ -19,6 +18,8 @@ from glm_ext.data import (
     standard_objectives,
     token_spans,
 )
+
+from .objective_texts import FIRST_WORD, IDS, PIECES, VOCAB, text, texts
 
 OBJECTIVES = standard_objectives(PIECES)
 MASKS = {"token": IDS.mask, "single": IDS.mask, "document": IDS.gmask, "sentence": IDS.smask}
