@@ -19,7 +19,7 @@ def built() -> dict[str, dict[str, Peer]]:
 
 def _peer_names() -> list[Any]:
     names = {
-        "span_attention": ["glm_ext", "SDPA, bool mask", "FlexAttention, compiled"],
+        "span_attention": ["glm_ext", "SDPA", "FlexAttention, compiled"],
         "gelu_mlp": ["glm_ext", "eager", "torch.compile"],
         "embedding_2d": ["glm_ext", "eager", "torch.compile"],
         "dropout_add_layer_norm": ["glm_ext", "eager", "torch.compile"],

@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": "train a GLM on text; with no arguments, on the documentation inside Python",
     "fill": 'fill the blanks of a text: glm-ext fill RUN "The [MASK] of the list."',
     "show": "a training example as a picture: both parts, attention mask, positions, targets",
+    "bench": "every kernel beside its peers in torch, on this machine",
     "info": "versions, instruction set, GPU and peers, to paste into a bug report",
 }
 
