@@ -10,15 +10,16 @@
 //   epilogue(tile, row, col, rows, cols)          Tile<C>&; only the first rows x cols of its elements exist
 //   epilogue.prefetch(row, col, rows, cols)       just before that tile's last chain
 //
-// An element is a sum, in order, of chains of fma over kDepthBlock values of k, however the blocks are cut:
-// an error that grows with the number of chains, not with the depth. The tiles of one block (kBlockRows x
-// kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by column of tiles, rows
-// ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and are the same bits for
-// every thread count.
+// An element is a sum, in order, of chains of fma over kDepthBlock values of k (with up to kTileRows rows:
+// the sum of a chain per lane), however the blocks are cut: an error that grows with the number of chains,
+// not with the depth. The tiles of one block (kBlockRows x kBlockCols, both aligned) come to the epilogue
+// from one thread, column of tiles by column of tiles, rows ascending: partial sums by row / kBlockRows or by
+// col / kBlockCols need no locks and are the same bits for every thread count.
 #pragma once
 
 #include <algorithm>
 
+#include "cpu/dot.h"
 #include "cpu/microkernel.h"
 #include "cpu/pack.h"
 #include "cpu/parallel.h"
@@ -37,16 +38,27 @@ inline constexpr int64_t kDepthBlock = 256;              // x kTileCols: a panel
 inline constexpr int64_t kMaxDepth = 4096;               // packed at a time
 inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // elements of an operand that are packed at a time
 inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
+inline constexpr int64_t kDotMinDepth = 256;             // below, sums over lanes cost more than packing
 static_assert(kBlockRows % kTileRows == 0);
 
-// tile = or += a b, one chain; both panels packed, `depth` long.
+// tile = or += a b, one chain; both panels packed, `depth` long. Of a tile with few rows, only a third or two
+// are computed.
 template <class C>
-[[gnu::noinline]] void multiply_tile(int64_t depth, const C* a, const C* b, bool add, GemmTile<C>& tile) {
-  GemmTile<C> chain;
-  chain.clear();
-  chain.accumulate(depth, a, 1, kTileRows, b, kTileCols<C>);
-  if (add) chain.add(tile);
-  tile = chain;
+[[gnu::noinline]] void multiply_tile(int64_t depth, const C* a, const C* b, bool add, int rows,
+                                     GemmTile<C>& tile) {
+  const auto multiply = [&]<int kRows>(std::integral_constant<int, kRows>) {
+    Tile<C, kRows, kTileVectors> chain;
+    chain.clear();
+    chain.accumulate(depth, a, 1, kTileRows, b, kTileCols<C>);
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kTileVectors; ++v)
+        tile.at[r][v] = add ? tile.at[r][v] + chain.at[r][v] : chain.at[r][v];
+    }
+  };
+  constexpr int kThird = (kTileRows + 2) / 3;
+  if (rows <= kThird) return multiply(std::integral_constant<int, kThird>{});
+  if (rows <= 2 * kThird) return multiply(std::integral_constant<int, 2 * kThird>{});
+  multiply(std::integral_constant<int, kTileRows>{});
 }
 
 // A block of C: panels of a and b with `depth` of k. `tiles` keeps its sums between slices of the depth, and
@@ -66,7 +78,7 @@ template <class C, class Epilogue>
         const bool finish = last && slice == slices - 1;
         if (finish) epilogue.prefetch(row0 + i, col0 + j, tile_rows, tile_cols);
         multiply_tile<C>(count, a + i * depth + k * kTileRows, b + j * depth + k * kTileCols<C>,
-                         !first || slice > 0, *tile);
+                         !first || slice > 0, tile_rows, *tile);
         if (finish) epilogue(*tile, row0 + i, col0 + j, tile_rows, tile_cols);
       }
     }
@@ -79,11 +91,80 @@ inline int64_t part_size(int64_t size, int64_t limit, int64_t unit) {
   return ceil_div(ceil_div(size, parts), unit) * unit;
 }
 
+// At most kBlockRows rows: a copy of b in memory would cost more than it saves. Each block of columns packs
+// its own slices of b, which never leave the core's L2.
+template <class T, class Epilogue>
+void gemm_few_rows(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
+                   const Epilogue& epilogue, int threads) {
+  using C = Compute<T>;
+  constexpr int64_t kPanels = kBlockCols<C> / kTileCols<C>;
+  const int64_t row_panels = ceil_div(rows, kTileRows);
+  const int64_t slices = std::max<int64_t>(ceil_div(depth, kDepthBlock), 1);
+  const int64_t a_slice = row_panels * kTileRows * kDepthBlock;
+  C* packed_a = workspace<C>(Slot::lhs, slices * a_slice);
+  parallel_for(slices, threads, [&](int64_t slice) {
+    const int64_t k = slice * kDepthBlock;
+    pack_panels<kTileRows>(a, 0, rows, 0, row_panels, k, std::min(kDepthBlock, depth - k),
+                           packed_a + slice * a_slice);
+  });
+  parallel_for(ceil_div(cols, kBlockCols<C>), threads, [&](int64_t task) {
+    const int64_t col0 = task * kBlockCols<C>, part_cols = std::min(kBlockCols<C>, cols - col0);
+    C* packed_b = workspace<C>(Slot::rhs, kBlockCols<C> * kDepthBlock);
+    auto* tiles = workspace<GemmTile<C>>(Slot::tiles, row_panels * kPanels);
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const int64_t k = slice * kDepthBlock, count = std::min(kDepthBlock, depth - k);
+      pack_panels<kTileCols<C>>(b, col0, part_cols, 0, kPanels, k, count, packed_b);
+      multiply_block<C>(0, rows, col0, part_cols, count, packed_a + slice * a_slice, packed_b, tiles,
+                        slice == 0, slice == slices - 1, epilogue);
+    }
+  });
+}
+
+// At most kTileRows rows, and b contiguous along k, as when a token at a time meets a linear layer: nothing
+// is packed but a, and b is read once.
+template <class T, class Epilogue>
+void gemm_dot(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
+              const Epilogue& epilogue, int threads) {
+  using C = Compute<T>;
+  constexpr int kDotCols = kTileCols<C> % 4 == 0 ? 4 : 2;
+  const int64_t a_stride = ceil_div(depth, kLanes<C>) * kLanes<C>;
+  C* packed_a = workspace<C>(Slot::lhs, rows * a_stride);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < depth; k += kLanes<C>)
+      store(packed_a + r * a_stride + k,
+            a.template load<true>(r, k, static_cast<int>(std::min<int64_t>(kLanes<C>, depth - k))));
+  }
+  if (a.function) a.function(packed_a, rows * a_stride);
+  parallel_for(ceil_div(cols, kBlockCols<C>), threads, [&](int64_t task) {
+    const int64_t end = std::min((task + 1) * kBlockCols<C>, cols);
+    for (int64_t col0 = task * kBlockCols<C>; col0 < end; col0 += kTileCols<C>) {
+      const int tile_rows = static_cast<int>(rows);
+      const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, end - col0));
+      epilogue.prefetch(0, col0, tile_rows, tile_cols);
+      C dots[kTileRows * kTileCols<C>] = {};
+      for (int j = 0; j < tile_cols; j += kDotCols) {
+        const T* b_cols[kDotCols];
+        for (int c = 0; c < kDotCols; ++c) b_cols[c] = b.data + std::min(col0 + j + c, end - 1) * b.stride;
+        dot_products_rows(rows, depth, packed_a, a_stride, b_cols, dots + j, kTileCols<C>);
+      }
+      GemmTile<C> tile;
+      for (int r = 0; r < kTileRows; ++r) {
+        for (int v = 0; v < kTileVectors; ++v) tile.at[r][v] = load(dots + r * kTileCols<C> + v * kLanes<C>);
+      }
+      epilogue(tile, 0, col0, tile_rows, tile_cols);
+    }
+  });
+}
+
 template <class T, class Epilogue>
 void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
           const Epilogue& epilogue, int threads) {
   using C = Compute<T>;
   if (rows <= 0 || cols <= 0) return;
+  if (rows <= kTileRows && depth >= kDotMinDepth && b.depth_stride == 1 && !b.function)
+    return gemm_dot(rows, cols, depth, a, b, epilogue, threads);
+  if (rows <= kBlockRows && depth <= kMaxDepth)
+    return gemm_few_rows(rows, cols, depth, a, b, epilogue, threads);
   constexpr int64_t kTilesPerBlock = kBlockRows / kTileRows * (kBlockCols<C> / kTileCols<C>);
   constexpr int64_t kRowRun = kPackRun / kTileRows, kColRun = kPackRun / kTileCols<C>;  // panels
   const int64_t depth_part = depth <= kMaxDepth ? std::max<int64_t>(depth, 1) : kMaxDepth / 2;

@@ -67,6 +67,9 @@ GLM_INLINE void pack_lanes(const Operand<T>& x, int64_t first, int valid, int64_
   constexpr int kCount = std::min(kLanes<C>, kWidth - kFirst);
   first += kFirst, valid -= kFirst, out += kFirst;
   if constexpr (kAlongDepth) {
+    constexpr int kAhead = 128 / sizeof(T);  // more rows than the processor's own prefetch follows
+    for (int i = 0; i < std::min(valid, kCount); ++i)
+      __builtin_prefetch(x.data + (first + i) * x.stride + k + kAhead);
     Vec<C> rows[kLanes<C>];
     for (int i = 0; i < kLanes<C>; ++i)
       rows[i] = i < std::min(valid, kCount) ? x.template load<true>(first + i, k, steps) : Vec<C>{};
