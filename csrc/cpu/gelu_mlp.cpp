@@ -15,16 +15,17 @@ namespace {
 
 static_assert(kGeluMlpGroupRows % kBlockRows == 0, "a group of rows is summed by one thread, in order");
 
-template <class C, Gelu kKind>
-void activate(C* values, int64_t count) {
-  for_columns<C>(0, count, [&](int64_t i, int some) {
-    store_as_some(values + i, gelu<kKind>(load_as_some(values + i, some)), some);
+template <class P, Gelu kKind>
+void activate(P* values, int64_t count) {
+  for_columns<P>(0, count, [&](int64_t i, int some) {
+    store_first(values + i, map_packed(load_first(values + i, some), [](auto v) { return gelu<kKind>(v); }),
+                some);
   });
 }
 
-template <class C>
+template <class T>
 auto activation(Gelu kind) {
-  return kind == Gelu::tanh ? activate<C, Gelu::tanh> : activate<C, Gelu::erf>;
+  return kind == Gelu::tanh ? activate<Packed<T>, Gelu::tanh> : activate<Packed<T>, Gelu::erf>;
 }
 
 // pre = C + bias, and post = gelu(pre).
@@ -124,7 +125,6 @@ void sum_rows(const Operand<T>& m, int64_t rows, int64_t cols, Compute<T>* sums,
 
 template <class T>
 void forward(const GeluMlpForward& p) {
-  using C = Compute<T>;
   const auto& [dtype, kind, rows, width, hidden, width_out] = p.shape;
   const Store<T> store_pre = {static_cast<T*>(p.pre), hidden, static_cast<const T*>(p.b1)};
   if (p.post) {
@@ -139,7 +139,7 @@ void forward(const GeluMlpForward& p) {
     const Operand<T> post = {static_cast<const T*>(p.post), hidden, 1};
     gemm(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
   } else {
-    const Operand<T> post = {static_cast<const T*>(p.pre), hidden, 1, activation<C>(kind)};
+    const Operand<T> post = {static_cast<const T*>(p.pre), hidden, 1, activation<T>(kind)};
     gemm(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
   }
 }
@@ -159,7 +159,7 @@ void backward(const GeluMlpBackward& p) {
       const Operand<T> post = {static_cast<const T*>(p.post), 1, hidden};
       gemm(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
     } else {
-      const Operand<T> post = {pre, 1, hidden, activation<C>(kind)};
+      const Operand<T> post = {pre, 1, hidden, activation<T>(kind)};
       gemm(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
     }
   }
@@ -180,11 +180,11 @@ void backward(const GeluMlpBackward& p) {
 }  // namespace
 
 void gelu_mlp_forward(const GeluMlpForward& p) {
-  visit_floating(p.shape.dtype, [&]<class T>(Type<T>) { forward<T>(p); });
+  visit_storage(p.shape.dtype, [&]<class T>(Type<T>) { forward<T>(p); });
 }
 
 void gelu_mlp_backward(const GeluMlpBackward& p) {
-  visit_floating(p.shape.dtype, [&]<class T>(Type<T>) { backward<T>(p); });
+  visit_storage(p.shape.dtype, [&]<class T>(Type<T>) { backward<T>(p); });
 }
 
 }  // namespace glm::cpu::GLM_ISA
