@@ -135,7 +135,7 @@ def _backward(
         pre = rows.new_empty(hidden)
         _C.gelu_mlp_forward(rows, w1, _contiguous(b1), w2, None, pre, None, None, tanh, threads)
     grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
-    partials = (_C.gelu_mlp_partials(rows.shape[0]), max(w1.shape[0], w2.shape[0]))
+    partials = (_C.sum_groups(rows.shape[0]), max(w1.shape[0], w2.shape[0]))
     sums = rows.new_empty(partials, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = (
         g if n else None for g, n in zip(grads, needed, strict=True)
