@@ -10,7 +10,14 @@ from torch import Tensor
 
 from glm_ext import _C
 from glm_ext.ops._arguments import check_floating, check_like, check_shape
-from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, register, watched
+from glm_ext.ops._library import (
+    autocast_dtype,
+    cast_for_autocast,
+    first_order_only,
+    register,
+    short_path,
+    watched,
+)
 
 # N rows of x (leading dimensions flattened), E width, F hidden width, O width of the result
 INPUTS = 5  # x, w1, b1, w2, b2: the tensors that gradients are for
@@ -70,7 +77,7 @@ def gelu_mlp(
 
     if watched(x, w1, b1, w2, b2):
         return torch.ops.glm_ext.gelu_mlp(x, w1, b1, w2, b2, approximate, recompute)[0]  # type: ignore[no-any-return]
-    return _GeluMlp.apply(x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_GeluMlp, x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return]
 
 
 def _cast(

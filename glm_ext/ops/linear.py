@@ -10,7 +10,14 @@ from torch import Tensor
 
 from glm_ext import _C
 from glm_ext.ops._arguments import check_floating, check_like, check_shape
-from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, register, watched
+from glm_ext.ops._library import (
+    autocast_dtype,
+    cast_for_autocast,
+    first_order_only,
+    register,
+    short_path,
+    watched,
+)
 
 # N rows of x (leading dimensions flattened), E width, O width of the result
 
@@ -48,7 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     if watched(x, weight, bias):
         return torch.ops.glm_ext.linear(x, weight, bias)  # type: ignore[no-any-return]
-    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_Linear, x, weight, bias)  # type: ignore[no-any-return]
 
 
 def _cast(

@@ -17,6 +17,7 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     seed_value,
+    short_path,
     watched,
 )
 
@@ -132,7 +133,7 @@ def attend(arguments: tuple[Any, ...], return_lse: bool) -> Tensor | tuple[Tenso
     if watched(*arguments[:7]):
         out, lse = torch.ops.glm_ext.span_attention(*arguments)
     else:
-        out, lse = _SpanAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+        out, lse = short_path(_SpanAttention, *arguments)
     return (out, lse) if return_lse else out
 
 

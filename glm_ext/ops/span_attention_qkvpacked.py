@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glm_ext.ops._arguments import check_floating
-from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, watched
+from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, short_path, watched
 from glm_ext.ops.span_attention import Lengths, _forward, attend, checked_arguments, write_gradients
 
 
@@ -51,7 +51,7 @@ def span_attention_qkvpacked(
     arguments = checked_arguments(*_thirds(qkv), prefix_len, seq_len, start, dropout_p, scale)
     if watched(qkv, *arguments[3:7]):
         return attend(arguments, return_lse=False)  # type: ignore[return-value]
-    return _QKVPacked.apply(qkv, *arguments[3:])  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_QKVPacked, qkv, *arguments[3:])  # type: ignore[no-any-return]
 
 
 def _thirds(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
