@@ -224,6 +224,26 @@ def gelu_mlp(N: int, E: int, hidden: int, dtype: torch.dtype = torch.float32) ->
     )
 
 
+def linear(N: int, E: int, width_out: int) -> Case:
+    def peers() -> dict[str, Peer]:
+        torch.manual_seed(0)
+        x = torch.randn(N, E, requires_grad=True)
+        weight = (0.02 * torch.randn(width_out, E)).requires_grad_()
+        bias = torch.zeros(width_out, requires_grad=True)
+        inputs = [x, weight, bias]
+        return {
+            OURS: _train(lambda: ops.linear(x, weight, bias), inputs),
+            "F.linear": _train(lambda: F.linear(x, weight, bias), inputs),
+        }
+
+    return Case(
+        op="linear",
+        name=f"fwd+bwd N={N} E={E} O={width_out} f32",
+        peers=peers,
+        flops=3 * 2.0 * N * E * width_out,
+    )
+
+
 def embedding_2d(N: int, E: int, V: int, P: int, dropout_p: float) -> Case:
     def peers() -> dict[str, Peer]:
         torch.manual_seed(0)
@@ -332,6 +352,8 @@ def all_cases() -> Iterator[Case]:
     yield attention(4, 12, 512, 64, 410)
     yield attention(1, 12, 1024, 128, 512)
     yield gelu_mlp(2048, 768, 3072)
+    yield linear(2048, 768, 2304)
+    yield linear(2048, 768, 768)
     yield embedding_2d(4096, 768, 30592, 513, dropout_p=0.1)
     yield dropout_add_layer_norm(1024, 512, dropout_p=0.1)
     yield dropout_add_layer_norm(4096, 768, dropout_p=0.0)

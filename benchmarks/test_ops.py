@@ -21,6 +21,7 @@ def _peer_names() -> list[Any]:
     names = {
         "span_attention": ["glm_ext", "SDPA", "FlexAttention, compiled"],
         "gelu_mlp": ["glm_ext", "eager", "torch.compile"],
+        "linear": ["glm_ext", "F.linear"],
         "embedding_2d": ["glm_ext", "eager", "torch.compile"],
         "dropout_add_layer_norm": ["glm_ext", "eager", "torch.compile"],
         "linear_cross_entropy": [
