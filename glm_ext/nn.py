@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .branches import Branches
 from .ops import reference
 from .ops.reference import Lengths
 
@@ -121,7 +122,8 @@ class SpanAttention(Layer):
 
     x [B, S, E] -> dense(span_attention(q, k, v)) [B, S, E] with [q | k | v] = query_key_value(x), each a
     third that is read in place. `dropout` falls on the attention probabilities. See `ops.span_attention` for
-    who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both.
+    who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both. `Branches` in the
+    place of a cache let several Parts B share Part A.
 
     >>> attention = SpanAttention(32, num_heads=4)
     >>> attention(torch.randn(2, 7, 32), prefix_len=torch.tensor([3, 5])).shape
@@ -152,17 +154,21 @@ class SpanAttention(Layer):
         prefix_len: Lengths,
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Branches | None = None,
     ) -> Tensor:
         packed = self.query_key_value(x).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
         query, key, value = (
             third.transpose(1, 2) for third in packed.unbind(2)
         )  # [B, H, S, D], strided views
-        if cache is not None:
-            key, value = cache.append(key, value)  # [B, H, T, D]
-        attended: Tensor = self.ops.span_attention(
-            query, key, value, prefix_len, seq_len, start=start, dropout_p=self.dropout_p
-        )
+        attended: Tensor
+        if isinstance(cache, Branches):
+            attended = cache.attend(self.ops, query, key, value, prefix_len, self.dropout_p)
+        else:
+            if cache is not None:
+                key, value = cache.append(key, value)  # [B, H, T, D]
+            attended = self.ops.span_attention(
+                query, key, value, prefix_len, seq_len, start=start, dropout_p=self.dropout_p
+            )
         out: Tensor = self.dense(attended.transpose(1, 2).flatten(2))
         return out
 
@@ -310,7 +316,7 @@ class GLMBlock(Layer):
         prefix_len: Lengths,
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Branches | None = None,
         *,
         residual: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -328,7 +334,7 @@ class GLMBlock(Layer):
         prefix_len: Lengths,
         seq_len: Lengths | None,
         start: Lengths | None,
-        cache: KVCache | None,
+        cache: KVCache | Branches | None,
     ) -> tuple[Tensor, Tensor]:
         normed, residual = self.add_norm(x, residual, self.input_layernorm)
         x = self.attention(normed, prefix_len, seq_len, start, cache)
