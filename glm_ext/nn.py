@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .branches import Branches
 from .ops import reference
 from .ops._library import autocast_dtype
 from .ops.reference import Lengths
@@ -122,13 +123,26 @@ class KVCache:
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
 
+    def take(self, rows: Tensor) -> KVCache:
+        """A new cache that holds these sequences of the batch, in this order; one may come several times."""
+        key, value = (x.new_empty(len(rows), *x.shape[1:]) for x in (self.key, self.value))
+        key[:, :, : self.length] = self.key[rows, :, : self.length]
+        value[:, :, : self.length] = self.value[rows, :, : self.length]
+        return KVCache(key, value, self.length)
+
+    def reorder(self, rows: Tensor, first: int = 0) -> None:
+        """Sequence i becomes what sequence rows[i] was, from token `first` on; nothing else is copied."""
+        for x in (self.key, self.value):
+            x[:, :, first : self.length] = x[rows, :, first : self.length]
+
 
 class SpanAttention(Layer):
     """Multi-head self-attention under the GLM mask (Du et al., "GLM", 2022, section 2.1).
 
     x [B, S, E] -> dense(span_attention(q, k, v)) [B, S, E] with [q | k | v] = query_key_value(x), each a
     third that is read in place. `dropout` falls on the attention probabilities. See `ops.span_attention` for
-    who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both.
+    who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both. `Branches` in the
+    place of a cache let several Parts B share Part A.
 
     >>> attention = SpanAttention(32, num_heads=4)
     >>> attention(torch.randn(2, 7, 32), prefix_len=torch.tensor([3, 5])).shape
@@ -159,7 +173,7 @@ class SpanAttention(Layer):
         prefix_len: Lengths,
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Branches | None = None,
     ) -> Tensor:
         packed = self.linear(x, self.query_key_value).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
         options = {"start": start, "dropout_p": self.dropout_p}
@@ -167,8 +181,11 @@ class SpanAttention(Layer):
             attended = self.ops.span_attention_qkvpacked(packed, prefix_len, seq_len, **options)
         else:
             query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, S, D], strided views
-            key, value = cache.append(key, value)  # [B, H, T, D]
-            attended = self.ops.span_attention(query, key, value, prefix_len, seq_len, **options)
+            if isinstance(cache, Branches):
+                attended = cache.attend(self.ops, query, key, value, prefix_len, self.dropout_p)
+            else:
+                key, value = cache.append(key, value)  # [B, H, T, D]
+                attended = self.ops.span_attention(query, key, value, prefix_len, seq_len, **options)
         return self.linear(attended.transpose(1, 2).flatten(2), self.dense)
 
     def extra_repr(self) -> str:
@@ -315,7 +332,7 @@ class GLMBlock(Layer):
         prefix_len: Lengths,
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | Branches | None = None,
         *,
         residual: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -333,7 +350,7 @@ class GLMBlock(Layer):
         prefix_len: Lengths,
         seq_len: Lengths | None,
         start: Lengths | None,
-        cache: KVCache | None,
+        cache: KVCache | Branches | None,
     ) -> tuple[Tensor, Tensor]:
         normed, residual = self.add_norm(x, residual, self.input_layernorm)
         x = self.attention(normed, prefix_len, seq_len, start, cache)
