@@ -43,7 +43,7 @@ PYTHON = {
     "generate": {"model", "nn", "config", "data"},
     "interop": {"model", "config"},
     "info": {"_C", "ops"},
-    "train": {"model", "data", "config", "batch", "generate", "info"},
+    "train": {"model", "nn", "data", "config", "batch", "generate", "info", "_C"},
     "cli": {"train", "generate", "interop", "model", "data", "config", "batch", "info", "ops", "nn"},
     "": {"_C", "ops", "nn", "config", "batch", "model", "generate", "interop"},
 }
