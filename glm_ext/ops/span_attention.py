@@ -16,6 +16,7 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     seed_value,
+    target,
     watched,
 )
 
@@ -140,7 +141,7 @@ def _forward(
     )
     _C.span_attention_forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse,
-        scale, dropout_p, seed_value(seed), torch.get_num_threads(),
+        scale, dropout_p, seed_value(seed), target("span_attention", query),
     )  # fmt: skip
     return out, lse
 
@@ -206,7 +207,7 @@ def _backward(
     )
     _C.span_attention_backward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, grad_out, grad_lse, *grads,
-        scale, dropout_p, seed_value(seed), torch.get_num_threads(),
+        scale, dropout_p, seed_value(seed), target("span_attention_backward", query),
     )  # fmt: skip
     return grads
 
