@@ -29,10 +29,13 @@ __all__: list[str] = [
     "isa",
     "isas_built",
     "isas_supported",
+    "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_workspace",
+    "linear_forward",
     "span_attention_backward",
     "span_attention_forward",
+    "sum_groups",
 ]
 
 def compiler() -> str:
@@ -200,6 +203,16 @@ def isas_supported() -> list[str]:
     Those of them that this machine runs.
     """
 
+def linear_backward(
+    grad_y: torch.Tensor | None,
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    grad_x: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
+    target: int | tuple[int, int],
+) -> None: ...
 def linear_cross_entropy(
     hidden: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -220,6 +233,13 @@ def linear_cross_entropy_workspace(
     element_size: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> int: ...
+def linear_forward(
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    y: torch.Tensor | None,
+    target: int | tuple[int, int],
+) -> None: ...
 def span_attention_backward(
     query: torch.Tensor | None,
     key: torch.Tensor | None,
@@ -255,3 +275,7 @@ def span_attention_forward(
     seed: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> None: ...
+def sum_groups(rows: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    How many partial sums a bias gradient over `rows` rows is taken in.
+    """

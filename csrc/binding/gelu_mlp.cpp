@@ -11,8 +11,6 @@ using namespace pybind11::literals;
 namespace glm {
 namespace {
 
-Matrix matrix(const View& view) { return {view.data, view.stride[0], view.stride[1]}; }
-
 GeluMlpShape shape(const View& x, const View& w1, const View& w2, bool tanh) {
   return {
       .dtype = x.dtype,
@@ -29,10 +27,10 @@ void forward(View x, View w1, View b1, View w2, View b2, View pre, View post, Vi
   run(target, cpu::kernels().gelu_mlp_forward, cuda::kernels().gelu_mlp_forward,
       {
           .shape = shape(x, w1, w2, tanh),
-          .x = matrix(x),
-          .w1 = matrix(w1),
+          .x = x.matrix(),
+          .w1 = w1.matrix(),
           .b1 = b1.data,
-          .w2 = matrix(w2),
+          .w2 = w2.matrix(),
           .b2 = b2.data,
           .pre = pre.data,
           .post = post.data,
@@ -47,10 +45,10 @@ void backward(View grad_y, View x, View w1, View w2, View pre, View post, View g
   run(target, cpu::kernels().gelu_mlp_backward, cuda::kernels().gelu_mlp_backward,
       {
           .shape = shape(x, w1, w2, tanh),
-          .grad_y = matrix(grad_y),
-          .x = matrix(x),
-          .w1 = matrix(w1),
-          .w2 = matrix(w2),
+          .grad_y = grad_y.matrix(),
+          .x = x.matrix(),
+          .w1 = w1.matrix(),
+          .w2 = w2.matrix(),
           .pre = pre.data,
           .post = post.data,
           .grad_pre = grad_pre.data,
@@ -72,7 +70,7 @@ int64_t forward_workspace(int64_t rows, int64_t hidden, bool keeps_post, int ele
 
 int64_t backward_workspace(int64_t rows, int64_t hidden, int64_t width_out, bool keeps_post, int element_size,
                            Target target) {
-  if (!target.gpu) return gelu_mlp_partials(rows) * std::max(hidden, width_out) * (element_size == 8 ? 2 : 1);
+  if (!target.gpu) return sum_groups(rows) * std::max(hidden, width_out) * (element_size == 8 ? 2 : 1);
   const GeluMlpShape shape = {
       element_size == 4 ? DType::f32 : DType::bf16, Gelu::tanh, rows, 0, hidden, width_out};
   return (GeluMlpGpuWorkspace(shape, keeps_post).size + 3) / 4;

@@ -6,13 +6,9 @@
 
 #include "core/dtype.h"
 #include "core/gelu.h"
+#include "ops/matrix.h"
 
 namespace glm {
-
-struct Matrix {
-  const void* data;
-  int64_t row_stride, col_stride;
-};
 
 struct GeluMlpShape {
   DType dtype;
@@ -44,7 +40,7 @@ struct GeluMlpBackward {
   const void* pre;   // [N, F]
   const void* post;  // [N, F]; null: computed from pre
   void* grad_pre;    // [N, F], workspace; not used when only w2 and b2 have gradients
-  void* sums;        // [partials, max(F, O)] float or double, workspace of the bias gradients
+  void* sums;        // [sum_groups(N), max(F, O)] float or double, workspace of the bias gradients
   void* workspace;   // on a GPU, instead of sums: GeluMlpGpuWorkspace
   void* grad_x;      // [N, E]
   void* grad_w1;     // [F, E]
@@ -53,10 +49,6 @@ struct GeluMlpBackward {
   void* grad_b2;     // [O]
   int threads;
 };
-
-// Bias gradients are summed in this many groups of rows, whatever the thread count, and the groups in order.
-inline constexpr int64_t kGeluMlpGroupRows = 384;
-inline int64_t gelu_mlp_partials(int64_t rows) { return (rows + kGeluMlpGroupRows - 1) / kGeluMlpGroupRows; }
 
 // On a GPU by row tiles of its matrix product.
 inline constexpr int64_t kGeluMlpTileRows = 128;

@@ -12,8 +12,7 @@ from glm_ext import _C
 
 BUILT = _C.cuda_architectures() != ""
 
-_HALF = (torch.bfloat16, torch.float16)
-_ALL = (torch.float32, *_HALF)
+_ALL = (torch.float32, torch.bfloat16, torch.float16)
 KERNELS: dict[str, tuple[torch.dtype, ...]] = {
     "dropout_add_layer_norm": _ALL,
     "dropout_add_layer_norm_backward": _ALL,
@@ -23,7 +22,7 @@ KERNELS: dict[str, tuple[torch.dtype, ...]] = {
     "gelu_mlp_backward": _ALL,
     "linear_cross_entropy": _ALL,
     "linear_cross_entropy_backward": _ALL,
-    "span_attention": _HALF,
+    "span_attention": _ALL,
 }
 
 

@@ -2,7 +2,8 @@
 
 mma.sync, which the kernels of csrc/cuda are made of, reaches the peak of sm_80 to sm_89. From sm_90 on the
 tensor cores have faster instructions (wgmma, tcgen05), which the library uses. There two more passes over
-[N, F] cost less than the slower product.
+[N, F] cost less than the slower product. And with few rows, as in decoding, the tiles of 128 rows are
+mostly empty; the library has products for that.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ from glm_ext import _C
 
 Target = int | tuple[int, int]
 
+TILE_ROWS = 128
+
 
 def is_better(x: Tensor) -> bool:
     """By the arithmetic above; no measurement decides yet."""
-    return x.is_cuda and x.dtype != torch.float32 and _capability(x.device.index) >= 9
+    return x.is_cuda and prefers(x.shape[:-1].numel(), x.dtype, _capability(x.device.index))
+
+
+def prefers(rows: int, dtype: torch.dtype, capability: int) -> bool:
+    """The choice for a card of this major compute capability."""
+    return rows < TILE_ROWS or (dtype != torch.float32 and capability >= 9)
 
 
 @functools.cache

@@ -18,7 +18,9 @@ from glm_ext.ops._cuda import has_kernel
 from glm_ext.ops._library import autocast_dtype
 
 
-def _choose(name: str, kernel: str | None = None) -> Callable[..., Any]:
+def _choose(
+    name: str, kernel: str | None = None, fits: Callable[[Tensor], bool] = lambda first: True
+) -> Callable[..., Any]:
     fused, plain = getattr(ops, name), getattr(reference, name)
 
     def op(*args: Any, **kwargs: Any) -> Any:
@@ -27,15 +29,23 @@ def _choose(name: str, kernel: str | None = None) -> Callable[..., Any]:
         if dtype != torch.float64:
             dtype = autocast_dtype(tensors[0].device.type) or dtype
         gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return (fused if has_kernel(kernel or name, dtype, gradient) else plain)(*args, **kwargs)
+        runs = fits(tensors[0]) and has_kernel(kernel or name, dtype, gradient)
+        return (fused if runs else plain)(*args, **kwargs)
 
     op.__name__ = op.__qualname__ = name
     return op
 
 
+def _whole_accesses(query: Tensor) -> bool:
+    """The attention kernels move 16 bytes of a head at a time."""
+    return query.shape[-1] % 8 == 0
+
+
 dropout_add_layer_norm = _choose("dropout_add_layer_norm")
 embedding_2d = _choose("embedding_2d")
 gelu_mlp = _choose("gelu_mlp")
+linear = _choose("linear")
 linear_cross_entropy = _choose("linear_cross_entropy")
-span_attention = _choose("span_attention")
-span_attention_varlen = _choose("span_attention_varlen", kernel="span_attention")
+span_attention = _choose("span_attention", fits=_whole_accesses)
+span_attention_qkvpacked = _choose("span_attention_qkvpacked", "span_attention", _whole_accesses)
+span_attention_varlen = _choose("span_attention_varlen", "span_attention", _whole_accesses)

@@ -16,6 +16,7 @@ from glm_ext.ops._library import (
     cast_for_autocast,
     first_order_only,
     register,
+    short_path,
     target,
     watched,
 )
@@ -78,7 +79,7 @@ def gelu_mlp(
 
     if watched(x, w1, b1, w2, b2):
         return torch.ops.glm_ext.gelu_mlp(x, w1, b1, w2, b2, approximate, recompute)[0]  # type: ignore[no-any-return]
-    return _GeluMlp.apply(x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_GeluMlp, x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return]
 
 
 def _cast(

@@ -21,6 +21,7 @@ from glm_ext.ops._library import (
     cast_for_autocast,
     first_order_only,
     register,
+    short_path,
     target,
     watched,
 )
@@ -97,7 +98,7 @@ def linear_cross_entropy(
     )  # fmt: skip
     if watched(hidden, weight, targets, loss_mask):
         return torch.ops.glm_ext.linear_cross_entropy(*args)[0]  # type: ignore[no-any-return]
-    return _LinearCrossEntropy.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_LinearCrossEntropy, *args)  # type: ignore[no-any-return]
 
 
 def _check_loss_mask(loss_mask: Tensor, hidden: Tensor) -> None:

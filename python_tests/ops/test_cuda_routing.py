@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -11,7 +13,7 @@ import torch
 
 from glm_ext import _C, ops
 from glm_ext.nn import ops_for
-from glm_ext.ops import _cuda, auto, reference
+from glm_ext.ops import _cuda, _gelu_mlp_library, auto, reference
 from glm_ext.ops._library import target
 
 from .samples import SAMPLES, Sample, registered_calls
@@ -100,7 +102,8 @@ def test_every_kernel_of_a_call_gets_the_target(sample: Sample) -> None:
 
             return call
 
-    module = __import__(f"glm_ext.ops.{sample.op.__name__.removesuffix('_varlen')}", fromlist=["_C"])
+    name = re.sub("_(varlen|qkvpacked)$", "", sample.op.__name__)
+    module = importlib.import_module(f"glm_ext.ops.{name}")
     here = mock.patch.object(module, "target", return_value=(3, 7))
     with mock.patch.object(module, "_C", Recorder()), here:
         arguments = sample.arguments()
@@ -108,7 +111,21 @@ def test_every_kernel_of_a_call_gets_the_target(sample: Sample) -> None:
         grads = [torch.ones_like(t) for t in outputs if t.requires_grad]
         torch.autograd.grad([t for t in outputs if t.requires_grad], sample.leaves(arguments), grads)
     assert any("backward" in name for name, _ in calls) or sample.op is ops.linear_cross_entropy
-    assert all(where == (3, 7) for name, where in calls if not name.endswith(("partials", "row_tiles")))
+    assert all(
+        where == (3, 7) for name, where in calls if not name.endswith(("partials", "row_tiles", "groups"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "capability", "library"),
+    [(4096, BF16, 8, False), (4096, BF16, 9, True), (4096, torch.float32, 10, False), (1, BF16, 8, True)],
+)
+def test_whose_products_an_mlp_takes(rows: int, dtype: torch.dtype, capability: int, library: bool) -> None:
+    assert _gelu_mlp_library.prefers(rows, dtype, capability) == library
+
+
+def test_on_a_cpu_an_mlp_takes_its_own_products() -> None:
+    assert not _gelu_mlp_library.is_better(torch.ones(1, 4))
 
 
 # --------------------------------------------------------------------------------------------------- fallback
@@ -126,7 +143,7 @@ def test_auto_is_fused_on_a_cpu_and_chosen_by_op_on_a_gpu() -> None:
 def test_auto_runs_plain_torch_only_where_there_is_no_kernel(
     monkeypatch: pytest.MonkeyPatch, name: str, gradient: bool
 ) -> None:
-    kernel = name.removesuffix("_varlen")
+    kernel = re.sub("_(varlen|qkvpacked)$", "", name)
     monkeypatch.setattr(_cuda, "KERNELS", {kernel: (BF16,)})
     fused, plain = mock.Mock(return_value="fused"), mock.Mock(return_value="plain")
     monkeypatch.setattr(ops, name, fused)
@@ -137,6 +154,18 @@ def test_auto_runs_plain_torch_only_where_there_is_no_kernel(
     assert op(torch.ones(2)) == "plain"
     with torch.no_grad():
         assert op(x) == "fused"
+
+
+@pytest.mark.usefixtures("built")
+def test_auto_knows_the_head_dims_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "KERNELS", {"span_attention": (BF16,)})
+    calls: list[int] = []
+    monkeypatch.setattr(ops, "span_attention", lambda query: calls.append(query.shape[-1]))
+    monkeypatch.setattr(reference, "span_attention", lambda query: None)
+    op = auto._choose("span_attention", fits=auto._whole_accesses)
+    for head_dim in (5, 12, 16, 64):
+        op(torch.ones(1, 1, 3, head_dim, dtype=BF16))
+    assert calls == [16, 64]
 
 
 @pytest.mark.usefixtures("built")

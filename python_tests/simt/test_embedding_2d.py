@@ -88,6 +88,21 @@ def test_an_id_outside_its_table_gives_nan_and_reads_nothing(simt: Simt) -> None
     assert out.isnan().all(-1).tolist() == out.isnan().any(-1).tolist() == [False, True, True, False, True]
 
 
+def test_an_id_that_fills_whole_slots(simt: Simt) -> None:
+    """From 1 to 200 places of one id, beginning anywhere in a slot: each way that a sum can be cut."""
+    simt.configure(SCHEDULES[0])
+    table = torch.zeros(3, 8)
+    for before in (0, 1, 63, 64, 65):
+        for count in (1, 63, 64, 65, 128, 200):
+            ids = torch.cat([torch.zeros(before), torch.ones(count), torch.full((7,), 2)]).long()
+            grad = torch.randn(len(ids), 8)
+            with simt.in_place_of_C():
+                found = torch.ops.glm_ext.embedding_2d_backward(
+                    grad, ids, ids, ids, None, 0.0, [3, 3, 3], [True, False, False]
+                )[0]
+            torch.testing.assert_close(found, table.index_add(0, ids, grad), rtol=1e-5, atol=1e-5)
+
+
 def test_the_gradient_of_an_id_outside_its_table_goes_nowhere(simt: Simt) -> None:
     ids, tables = glm_batch(1, 200, 150), make_tables((50, 200, 200), 16)
     inside = torch.ones(3, 200, dtype=torch.bool)
