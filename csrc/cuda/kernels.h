@@ -14,5 +14,7 @@ void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward&, cudaStrea
 void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&, cudaStream_t);
 void embedding_2d_forward(const Embedding2DForward&, cudaStream_t);
 void span_attention_forward(const SpanAttentionForward&, cudaStream_t);
+void span_attention_backward(const SpanAttentionBackward&, cudaStream_t);
+int64_t span_attention_backward_workspace(const SpanAttention&);  // floats
 
 }  // namespace glm::cuda

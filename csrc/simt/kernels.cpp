@@ -28,6 +28,8 @@ const Kernels& kernels() {
             return EmbeddingFault{};  // on a GPU a fault is a row of NaN
           },
       .span_attention_forward = OnHost<cuda::span_attention_forward>::run,
+      .span_attention_backward = OnHost<cuda::span_attention_backward>::run,
+      .span_attention_backward_workspace = cuda::span_attention_backward_workspace,
   };
   return table;
 }

@@ -204,9 +204,12 @@ def _backward(
         scale,
         dropout_p,
     )
+    batch, heads, rows = lse.shape if lse.dim() == 3 else (prefix_len.shape[0], *lse.shape)
+    size = _C.span_attention_backward_workspace(batch, heads, rows, cu_seqlens is not None)
+    workspace = None if size == 0 else lse.new_empty(size)
     _C.span_attention_backward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, grad_out, grad_lse, *grads,
-        scale, dropout_p, seed_value(seed), torch.get_num_threads(),
+        workspace, scale, dropout_p, seed_value(seed), torch.get_num_threads(),
     )  # fmt: skip
     return grads
 
