@@ -109,7 +109,8 @@ class SpanAttention(Layer):
 
     x [B, S, E] -> dense(span_attention(q, k, v)) [B, S, E] with [q | k | v] = query_key_value(x), each a
     third that is read in place. `dropout` falls on the attention probabilities. See `ops.span_attention` for
-    who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both.
+    who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both. With cu_seqlens
+    [G + 1], x [1, N, E] is G sequences end to end, as in `ops.span_attention_varlen`.
 
     >>> attention = SpanAttention(32, num_heads=4)
     >>> attention(torch.randn(2, 7, 32), prefix_len=torch.tensor([3, 5])).shape
@@ -141,7 +142,10 @@ class SpanAttention(Layer):
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
         cache: KVCache | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
+        if cu_seqlens is not None:
+            return self._packed(x, prefix_len, cu_seqlens)
         packed = self.query_key_value(x).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
         query, key, value = (
             third.transpose(1, 2) for third in packed.unbind(2)
@@ -153,6 +157,15 @@ class SpanAttention(Layer):
         )
         out: Tensor = self.dense(attended.transpose(1, 2).flatten(2))
         return out
+
+    def _packed(self, x: Tensor, prefix_len: Lengths, cu_seqlens: Tensor) -> Tensor:
+        """The same within each of the sequences that lie end to end in x [1, N, E]."""
+        packed = self.query_key_value(x[0]).unflatten(1, (3, self.num_heads, -1))  # [N, 3, H, D]
+        attended: Tensor = self.ops.span_attention_varlen(
+            *packed.unbind(1), cu_seqlens, prefix_len, dropout_p=self.dropout_p
+        )
+        out: Tensor = self.dense(attended.flatten(1))
+        return out[None]
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, num_heads={self.num_heads}, {super().extra_repr()}"
@@ -299,14 +312,15 @@ class GLMBlock(Layer):
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
         cache: KVCache | None = None,
+        cu_seqlens: Tensor | None = None,
         *,
         residual: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if residual is not None:
-            return self._sublayers(x, residual, prefix_len, seq_len, start, cache)
+            return self._sublayers(x, residual, prefix_len, seq_len, start, cache, cu_seqlens)
         if x is None:
             raise ValueError("x: expected a tensor [B, S, E] where no residual is given, got None")
-        x, residual = self._sublayers(None, x, prefix_len, seq_len, start, cache)
+        x, residual = self._sublayers(None, x, prefix_len, seq_len, start, cache, cu_seqlens)
         return residual + F.dropout(x, self.dropout, self.training)
 
     def _sublayers(
@@ -317,8 +331,9 @@ class GLMBlock(Layer):
         seq_len: Lengths | None,
         start: Lengths | None,
         cache: KVCache | None,
+        cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         normed, residual = self.add_norm(x, residual, self.input_layernorm)
-        x = self.attention(normed, prefix_len, seq_len, start, cache)
+        x = self.attention(normed, prefix_len, seq_len, start, cache, cu_seqlens)
         normed, residual = self.add_norm(x, residual, self.post_attention_layernorm)
         return self.mlp(normed), residual
