@@ -21,6 +21,8 @@ from .special import SpecialIds
 # can be blanked.
 _MAX_DRAWS = 100
 
+_EMPTY_BUFFER = np.zeros(4, dtype=np.uint64)
+
 
 class Text(NamedTuple):
     """Tokens, the loss weight of each, and which of them end a sentence, where that is known."""
@@ -137,7 +139,9 @@ class ExampleBatches:
         A text that does not fit its objective, or that has no target of weight, gives way to another.
         ValueError if no text of these documents will do.
         """
-        rng = self._generator(0, step, index)
+        return self._sample(self._generator(0, step, index), step, index)
+
+    def _sample(self, rng: np.random.Generator, step: int, index: int) -> Example:
         objective = self._objective(rng, step, index // self.batch_size)
         drawn = self._draw(rng, objective, self.max_length)
         if drawn is None:
@@ -171,9 +175,9 @@ class ExampleBatches:
             rng = self._generator(1, step, batch)
         return self.objective.draw(rng)
 
-    def _generator(self, stream: int, step: int, index: int, place: int = 0) -> np.random.Generator:
+    def _generator(self, stream: int, step: int, index: int) -> np.random.Generator:
         # A counter-based generator: the coordinates are the state, the low word counts the draws.
-        return np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=[0, place, index, step]))
+        return np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=[0, 0, index, step]))
 
     def batch(self, step: int, micro_step: int = 0) -> Batch:
         """The batch of this rank: examples of step `step`, part `micro_step` of its gradient accumulation."""
@@ -181,12 +185,18 @@ class ExampleBatches:
         if self.token_budget is not None:
             return self._packed(step, number, self.token_budget)
         first = number * self.batch_size
-        examples = [self.sample(step, first + place) for place in range(self.batch_size)]
+        rng = self._generator(0, step, first)
+        examples = []
+        for index in range(first, first + self.batch_size):
+            _move(rng, [self.seed, 0], [0, 0, index, step])
+            examples.append(self._sample(rng, step, index))
         return collate(examples, self.ids.pad)
 
     def _packed(self, step: int, number: int, budget: int) -> PackedBatch:
+        rng = self._generator(2, step, number)
+
         def draw(place: int, limit: int) -> Drawn | None:
-            rng = self._generator(2, step, number, place)
+            _move(rng, [self.seed, 2], [0, place, number, step])
             return self._draw(rng, self._objective(rng, step, number), limit)
 
         examples = fill_budget(budget, self.max_length, draw)
@@ -197,3 +207,15 @@ class ExampleBatches:
     def take(self, count: int) -> list[Batch]:
         """The batches of steps 0 .. count - 1: of held-out documents, the fixed set to evaluate on."""
         return [self.batch(step) for step in range(count)]
+
+
+def _move(rng: np.random.Generator, key: list[int], counter: list[int]) -> None:
+    """Makes a Philox generator that of Philox(key=key, counter=counter); a new one costs many times more."""
+    rng.bit_generator.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": np.array(counter, dtype=np.uint64), "key": np.array(key, dtype=np.uint64)},
+        "buffer": _EMPTY_BUFFER,
+        "buffer_pos": len(_EMPTY_BUFFER),  # all of it used up
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
