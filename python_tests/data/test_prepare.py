@@ -1,8 +1,10 @@
 """glm_ext.data.prepare: the store of real files, in any number of processes and across stops."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ SENTENCES = [
     f"The {a} of the {b} is {c}. " for a in ("cat", "dog") for b in ("house", "mill") for c in ("old", "new")
 ]
 TOKENIZER = GLMTokenizer.train(SENTENCES * 3, vocab_size=320)
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = PrepareSettings(punkt=False, shard_bytes=400)
 
 
@@ -76,25 +79,54 @@ def test_any_number_of_processes_makes_the_same_store(sources: Path, tmp_path: P
 
 def test_a_killed_run_goes_on_with_what_is_missing(sources: Path, tmp_path: Path) -> None:
     killed = """
-import os, sys
+import multiprocessing, os, sys
 from glm_ext.data import GLMTokenizer, PrepareSettings, prepare
 def progress(done, total):
     if done == 2:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         os._exit(9)
-prepare([sys.argv[1]], sys.argv[2], lambda texts: GLMTokenizer.load(sys.argv[3]),
-        settings=PrepareSettings(punkt=False, shard_bytes=400), progress=progress)
+if __name__ == "__main__":
+    prepare([sys.argv[1]], sys.argv[2], lambda texts: GLMTokenizer.load(sys.argv[3]),
+            settings=PrepareSettings(punkt=False, shard_bytes=400), progress=progress, workers=2)
 """
+    script = tmp_path / "killed.py"
+    script.write_text(killed)
     store, whole = tmp_path / "store", tmp_path / "whole"
     file = TOKENIZER.save(tmp_path / "t.json")
-    child = subprocess.run([sys.executable, "-c", killed, sources, store, file], timeout=120, check=False)
+    child = subprocess.run(
+        [sys.executable, script, sources, store, file],
+        timeout=120,
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert child.returncode == 9
+    assert child.stdout.split()
+    for process in map(int, child.stdout.split()):
+        assert gone(process)
     with pytest.raises(FileNotFoundError, match="no finished token store"):
         open_store(store)
     seen: list[tuple[int, int]] = []
     prepare([sources], store, given, settings=SMALL, progress=lambda *state: seen.append(state))
-    assert seen[0][0] == 2 and seen[-1][0] == seen[-1][1] > 2
+    assert seen[0][0] >= 2 and seen[-1][0] == seen[-1][1] > 2
     prepare([sources], whole, given, settings=SMALL)
     assert contents(store) == contents(whole)
+
+
+def gone(process: int, seconds: float = 30) -> bool:
+    """Whether the process ends within this time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.kill(process, 0)
+            state = Path(f"/proc/{process}/stat")
+            if state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def begin(sources: Path, store: Path, **changed: Any) -> None:
