@@ -25,10 +25,10 @@ _EMPTY_BUFFER = np.zeros(4, dtype=np.uint64)
 
 
 class Text(NamedTuple):
-    """Tokens, the loss weight of each, and which of them end a sentence, where that is known."""
+    """Tokens, the loss weight of each (None: 1), and which of them end a sentence, where that is known."""
 
     tokens: Ints
-    weights: Weights
+    weights: Weights | None
     ends: Flags | None = None
 
 
@@ -43,14 +43,13 @@ def cut_text(
     source = slice(begin, end)
     tokens = np.empty(end - begin + 1, dtype=np.int64)
     tokens[0], tokens[1:] = cls, documents.tokens[source]
-    weights = np.ones(len(tokens), dtype=np.float32)
-    weights[0] = 0.0
+    weights = ends = None
     if documents.weights is not None:
+        weights = np.zeros(len(tokens), dtype=np.float32)
         weights[1:] = documents.weights[source]
-    if documents.sentence_ends is None:
-        return Text(tokens, weights)
-    ends = np.zeros(len(tokens), dtype=np.bool_)
-    ends[1:] = documents.sentence_ends[source]
+    if documents.sentence_ends is not None:
+        ends = np.zeros(len(tokens), dtype=np.bool_)
+        ends[1:] = documents.sentence_ends[source]
     return Text(tokens, weights, ends)
 
 
@@ -154,10 +153,10 @@ class ExampleBatches:
                 text = sample_text(self.documents, rng, max_length, self.ids.cls)
             else:
                 place = rng.integers(self._reach[-1])
-                where = self.documents.where(int(np.searchsorted(self._reach, place, side="right")))
+                where = self.documents.where(int(self._reach.searchsorted(place, side="right")))
                 text = cut_text(self.documents, where, rng, max_length, self.ids.cls)
             example = objective(text.tokens, rng, self.ids, weights=text.weights, ends=text.ends)
-            if example is not None and example.loss_mask.any():
+            if example is not None and (text.weights is None or example.loss_mask.any()):
                 return Drawn(example, len(text.tokens))
         return None
 
