@@ -254,7 +254,8 @@ def write_gradients(
     )
     workspace = None if size == 0 else lse.new_empty(size)
     options = (scale, dropout_p, seed_value(seed), where)
-    _C.span_attention_backward(*tensors, grad_out, grad_lse, *grads, workspace, *options)
+    arguments = (*tensors, grad_out, grad_lse, *grads, workspace, *options)
+    _C.span_attention_backward(*arguments)
 
 
 def _backward_fake(
