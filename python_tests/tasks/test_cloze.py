@@ -61,7 +61,7 @@ def test_long_fields_are_cut_at_their_end_the_longest_first(tokenizer):
     cut = encode_pattern(tokenizer, pieces, fields, max_length=len(whole) - 5, shorten=["a", "b"])
     assert tokenizer.decode(cut) == tokenizer.decode(whole).replace(" the" * 5 + " /", " /")
     even = tokenizer.decode(encode_pattern(tokenizer, pieces, fields, max_length=16, shorten=["a", "b"]))
-    assert abs(even.count("the") - even.count("it")) <= 1 and even.count("it") < 10
+    assert abs(even.count("the") - even.count("it")) <= 2 and even.count("it") < 10
     with pytest.raises(ValueError, match="more than max_length = 16, and no field of it may be shortened"):
         encode_pattern(tokenizer, pieces, fields, max_length=16)
     with pytest.raises(ValueError, match="more than max_length = 16, even without b"):
