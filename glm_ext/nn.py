@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from . import ops
 from .branches import Branches
 from .ops import reference
+from .ops._library import autocast_dtype
 from .ops.reference import Lengths
+
+# Measured on Zen 4, width 768, forward: 0.9 to 0.98 times as fast as torch's product with 256 rows, 1.0 with
+# 512, 1.05 to 1.07 with 2048; backward: 1.03, 1.04, 1.04 to 1.06.
+FUSED_LINEAR_ROWS = 512
 
 
 def ops_for(backend: str, device_type: str = "cpu") -> ModuleType:
@@ -52,6 +57,20 @@ class Layer(nn.Module):
     @property
     def dropout_p(self) -> float:
         return self.dropout if self.training else 0.0
+
+    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        """layer(x), by the packed product where it is the faster one.
+
+        With fewer rows than FUSED_LINEAR_ROWS packing costs more than the product gains, and 16-bit products
+        have units of their own in torch's library. What has taken the place of an nn.Linear (an adapter, a
+        quantized layer) is called as it is.
+        """
+        wide = x.dtype in (torch.float32, torch.float64) and x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
+        if type(layer) is not nn.Linear or not wide or autocast_dtype(x.device.type) is not None:
+            out: Tensor = layer(x)
+            return out
+        out = self.ops.linear(x, layer.weight, layer.bias)
+        return out
 
     def add_norm(self, x: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """The seam of two sublayers: (norm(r), r), r = residual + dropout(x), or residual where x is None."""
@@ -156,21 +175,18 @@ class SpanAttention(Layer):
         start: Lengths | None = None,
         cache: KVCache | Branches | None = None,
     ) -> Tensor:
-        packed = self.query_key_value(x).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
-        query, key, value = (
-            third.transpose(1, 2) for third in packed.unbind(2)
-        )  # [B, H, S, D], strided views
-        attended: Tensor
-        if isinstance(cache, Branches):
-            attended = cache.attend(self.ops, query, key, value, prefix_len, self.dropout_p)
+        packed = self.linear(x, self.query_key_value).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
+        options = {"start": start, "dropout_p": self.dropout_p}
+        if cache is None:
+            attended = self.ops.span_attention_qkvpacked(packed, prefix_len, seq_len, **options)
         else:
-            if cache is not None:
+            query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, S, D], strided views
+            if isinstance(cache, Branches):
+                attended = cache.attend(self.ops, query, key, value, prefix_len, self.dropout_p)
+            else:
                 key, value = cache.append(key, value)  # [B, H, T, D]
-            attended = self.ops.span_attention(
-                query, key, value, prefix_len, seq_len, start=start, dropout_p=self.dropout_p
-            )
-        out: Tensor = self.dense(attended.transpose(1, 2).flatten(2))
-        return out
+                attended = self.ops.span_attention(query, key, value, prefix_len, seq_len, **options)
+        return self.linear(attended.transpose(1, 2).flatten(2), self.dense)
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, num_heads={self.num_heads}, {super().extra_repr()}"
