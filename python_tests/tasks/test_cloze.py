@@ -200,9 +200,7 @@ def test_names_and_options_are_checked(tokenizer):
 
 def test_a_model_learns_it(glm, tokenizer, write):
     """One field decides; multi-token answers. The loss falls and the metric becomes right."""
-    task = load_task(
-        "cloze", tokenizer, description=write("t.yaml", REVIEWS.replace("good", "good not bad"))
-    )
+    task = load_task("cloze", tokenizer, description=write("t.yaml", REVIEWS.replace("good", "good not bad")))
     records = [{"text": f"{word} the house", "label": int(word == "cat")} for word in ("cat", "dog") * 4]
     examples = task.examples(write("train.jsonl", jsonl(*records)))
     assert len(examples[0].choices[1]) > 1
