@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .branches import Branches
-from .ops import reference
+from .ops import auto, reference
 from .ops._library import autocast_dtype
 from .ops.reference import Lengths
 
@@ -26,15 +26,17 @@ FUSED_LINEAR_ROWS = 512
 
 
 def ops_for(backend: str, device_type: str = "cpu") -> ModuleType:
-    """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", fused where torch can call them.
+    """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", fused where there is a kernel.
 
     >>> ops_for("eager").__name__
     'glm_ext.ops.reference'
     >>> ops_for("auto", "cuda").__name__
-    'glm_ext.ops.reference'
+    'glm_ext.ops.auto'
     """
-    if backend == "eager" or (backend == "auto" and device_type == "cuda"):
+    if backend == "eager":
         return reference
+    if backend == "auto" and device_type == "cuda":
+        return auto
     if backend in ("fused", "auto"):
         return ops
     raise ValueError(f'backend: expected "auto", "fused" or "eager", got {backend!r}')

@@ -18,6 +18,7 @@ from glm_ext.ops._library import (
     register,
     seed_value,
     short_path,
+    target,
     watched,
 )
 
@@ -157,7 +158,7 @@ def _forward(
     )
     _C.span_attention_forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse,
-        scale, dropout_p, seed_value(seed), torch.get_num_threads(),
+        scale, dropout_p, seed_value(seed), target("span_attention", query),
     )  # fmt: skip
     return out, lse
 
@@ -246,7 +247,7 @@ def write_gradients(
     *tensors, seed, scale, dropout_p = saved_and_options  # query to lse
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    options = (scale, dropout_p, seed_value(seed), torch.get_num_threads())
+    options = (scale, dropout_p, seed_value(seed), target("span_attention_backward", tensors[0]))
     arguments = (*tensors, grad_out, grad_lse, *grads, *options)
     _C.span_attention_backward(*arguments)
 
