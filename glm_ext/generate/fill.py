@@ -153,6 +153,11 @@ def fill_prompts(
     orders: Sequence[Sequence[int]] | None,
     config: GenerationConfig,
 ) -> list[list[list[int]]]:
+    """`fill_all` on encoded texts: the tokens of every blank of every prompt, blanks from left to right.
+
+    orders: as in `fill_all`, None for left to right. The tokenizer says what starts and ends a blank, and
+    which tokens are no text. ValueError as in `fill`.
+    """
     texts = [(prompt.tokens, prompt.mask_positions) for prompt in prompts]
     requests = _requests(model, texts, orders, config)
     masks = [prompt.mask_positions for prompt in prompts]
