@@ -67,6 +67,7 @@ def test_last_words(glm, tokenizer, write, unidirectional):
             fed.append(token)
         right.append(guess == answer)
     metrics = task.metrics(glm, examples)
+    assert task.primary in metrics and task.module is None
     assert metrics["log_likelihood"] == pytest.approx(-total / 2, rel=1e-4)
     assert metrics["accuracy"] == 100 * sum(right) / 2
 
@@ -99,6 +100,7 @@ def test_perplexity_scores_every_token_but_the_first_once(glm, tokenizer, write,
         total += expected_nll(glm, tokenizer.ids, context, part, tokenizer.gmask_id, unidirectional)
         begin = end
     metrics = task.metrics(glm, examples)
+    assert task.primary in metrics
     assert metrics["perplexity"] == pytest.approx(math.exp(total / (len(tokens) - 1)), rel=1e-4)
     assert metrics["word_perplexity"] == pytest.approx(math.exp(total / len(TEXT.split())), rel=1e-4)
     assert metrics["log_likelihood"] == pytest.approx(-total / (len(tokens) - 1), rel=1e-4)
@@ -157,6 +159,7 @@ def test_infilling_is_judged_by_what_is_written(glm, tokenizer, write):
         task.loss(glm, examples).backward()
         optimizer.step()
     after = task.metrics(glm, examples)
+    assert task.primary in after
     assert before["exact"] < 100.0 == after["exact"] and after["perplexity"] < 2 < before["perplexity"]
     targets = sum(int(example.blocks.loss_mask.sum()) for example in examples)
     assert after["log_likelihood"] == pytest.approx(-sum(task.nll(glm, examples)) / targets)

@@ -62,40 +62,64 @@ def test_questions(tokenizer, write, name):
     assert ask(tokenizer, write, name, record) == [expected]
 
 
+MULTIRC_ANSWERS = [{"text": "a cat.", "idx": 0, "label": 1}, {"text": "a dog", "idx": 1, "label": 0}]
+MULTIRC = {
+    "idx": 2,
+    "passage": {
+        "text": "The cat sat.",
+        "questions": [
+            {"question": "Who sat?", "idx": 5, "answers": MULTIRC_ANSWERS},
+            {"question": "Who ran?", "idx": 6, "answers": MULTIRC_ANSWERS[1:]},
+        ],
+    },
+}
+SPANS = [{"start": 4, "end": 6}, {"start": 16, "end": 18}]
+QUERY = {"query": "After that @placeholder's house was open", "idx": 0}
+RECORD = {
+    "idx": 0,
+    "passage": {"text": "The cat saw the dog.\n@highlight\nThe dog ran", "entities": [*SPANS, SPANS[0]]},
+    "qas": [QUERY | {"answers": [{**SPANS[1], "text": "dog"}]}],
+}
+
+
 def test_multirc(tokenizer, write):
-    answers = [{"text": "a cat.", "idx": 0, "label": 1}, {"text": "a dog", "idx": 1, "label": 0}]
-    questions = [
-        {"question": "Who sat?", "idx": 5, "answers": answers},
-        {"question": "Who ran?", "idx": 6, "answers": answers[1:]},
-    ]
-    record = {"idx": 2, "passage": {"text": "The cat sat.", "questions": questions}}
-    assert ask(tokenizer, write, "multirc", record) == [
+    assert ask(tokenizer, write, "multirc", MULTIRC) == [
         ("The cat sat. Question: Who sat? Is it a cat? ___.", ["No", "Yes"], {1}),
         ("The cat sat. Question: Who sat? Is it a dog? ___.", ["No", "Yes"], {0}),
         ("The cat sat. Question: Who ran? Is it a dog? ___.", ["No", "Yes"], {0}),
     ]
     task = load_task("multirc", tokenizer)
     assert task.primary == "f1a"
-    groups = [q.group for q in task.examples(write("m.jsonl", json.dumps(record)))]
+    groups = [q.group for q in task.examples(write("m.jsonl", json.dumps(MULTIRC)))]
     assert groups == ["2-5", "2-5", "2-6"]
 
 
 def test_record(tokenizer, write):
-    text = "The cat saw the dog.\n@highlight\nThe dog ran"
-    spans = [{"start": 4, "end": 6}, {"start": 16, "end": 18}]
-    assert [text[span["start"] : span["end"] + 1] for span in spans] == ["cat", "dog"]
-    query = {
-        "query": "After that @placeholder's house was open",
-        "idx": 0,
-        "answers": [{**spans[1], "text": "dog"}],
-    }
-    record = {"idx": 0, "passage": {"text": text, "entities": [*spans, spans[0]]}, "qas": [query]}
-    [asked] = ask(tokenizer, write, "record", record)
+    text = RECORD["passage"]["text"]
+    assert [text[span["start"] : span["end"] + 1] for span in SPANS] == ["cat", "dog"]
+    [asked] = ask(tokenizer, write, "record", RECORD)
     assert asked == (
         "The cat saw the dog.\n- The dog ran\nAfter that ___'s house was open",
         ["cat", "dog"],
         {1},
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [("multirc", MULTIRC), ("record", RECORD), *((name, case[0]) for name, case in CASES.items())],
+)
+def test_a_checkpoint_is_kept_by_one_of_the_metrics(glm, tokenizer, write, name, record):
+    pytest.importorskip("sklearn")
+    task = load_task(name, tokenizer)
+    metrics = task.metrics(glm, task.examples(write("a.jsonl", json.dumps(record))))
+    assert task.primary in metrics and all(0 <= value <= 100 for value in metrics.values())
+
+
+def test_a_test_set_has_no_labels(tokenizer, write):
+    for name, record in (("record", RECORD | {"qas": [QUERY]}), ("rte", {"premise": "a", "hypothesis": "b"})):
+        [question] = load_task(name, tokenizer).examples(write("a.jsonl", json.dumps(record)))
+        assert question.gold == frozenset()
 
 
 def test_wsc(glm, tokenizer, write):
