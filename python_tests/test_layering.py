@@ -43,8 +43,13 @@ PYTHON = {
     "generate": {"model", "nn", "config", "data"},
     "interop": {"model", "config"},
     "info": {"_C", "ops"},
-    "train": {"model", "nn", "data", "config", "batch", "generate", "info", "_C"},
-    "cli": {"train", "generate", "interop", "model", "data", "config", "batch", "info", "ops", "nn"},
+    "extras": set[str](),
+    "tasks": {"generate", "model", "data", "config", "batch", "extras"},
+    "train": {"tasks", "model", "nn", "data", "config", "batch", "generate", "info", "extras", "_C"},
+    "cli": {
+        *("train", "tasks", "generate", "interop", "model", "data", "config", "batch", "info", "ops", "nn"),
+        "extras",
+    },
     "": {"_C", "ops", "nn", "config", "batch", "model", "generate", "interop"},
 }
 

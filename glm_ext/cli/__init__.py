@@ -17,6 +17,7 @@ from glm_ext.cli.errors import UserError
 
 COMMANDS = {
     "pretrain": "train a GLM on text; with no arguments, on the documentation inside Python",
+    "finetune": "train a pretrained model on the examples of a task, and keep the best",
     "fill": 'fill the blanks of a text: glm-ext fill RUN "The [MASK] of the list."',
     "show": "a training example as a picture: both parts, attention mask, positions, targets",
     "info": "versions, instruction set, GPU and peers, to paste into a bug report",

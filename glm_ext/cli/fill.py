@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glm_ext.cli.errors import user_errors
+from glm_ext.extras import require
 from glm_ext.generate import fill
 from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
 from glm_ext.train.load import load_model
 
 _DESCRIPTION = "Fills every [MASK] (a few words), [sMASK] (a sentence) and [gMASK] (the rest) of a text."
