@@ -103,6 +103,18 @@ class KVCache:
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
 
+    def take(self, rows: Tensor) -> KVCache:
+        """A new cache that holds these sequences of the batch, in this order; one may come several times."""
+        key, value = (x.new_empty(len(rows), *x.shape[1:]) for x in (self.key, self.value))
+        key[:, :, : self.length] = self.key[rows, :, : self.length]
+        value[:, :, : self.length] = self.value[rows, :, : self.length]
+        return KVCache(key, value, self.length)
+
+    def reorder(self, rows: Tensor, first: int = 0) -> None:
+        """Sequence i becomes what sequence rows[i] was, from token `first` on; nothing else is copied."""
+        for x in (self.key, self.value):
+            x[:, :, first : self.length] = x[rows, :, first : self.length]
+
 
 class SpanAttention(Layer):
     """Multi-head self-attention under the GLM mask (Du et al., "GLM", 2022, section 2.1).

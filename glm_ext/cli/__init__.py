@@ -17,8 +17,9 @@ from glm_ext.cli.errors import UserError
 
 COMMANDS = {
     "pretrain": "train a GLM on text; with no arguments, on the documentation inside Python",
-    "finetune": "train a pretrained model on the examples of a task, and keep the best",
+    "finetune": "train a pretrained model on the examples of a task, and keep the best checkpoint",
     "fill": 'fill the blanks of a text: glm-ext fill RUN "The [MASK] of the list."',
+    "generate": 'continue a text, or write one out of nothing: glm-ext generate RUN "Once upon a time"',
     "show": "a training example as a picture: both parts, attention mask, positions, targets",
     "info": "versions, instruction set, GPU and peers, to paste into a bug report",
 }

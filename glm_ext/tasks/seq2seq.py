@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from glm_ext.data.blocks import Example
+from glm_ext.data.cloze import Prompt
 from glm_ext.data.collate import collate
 from glm_ext.data.special import MASK_TOKENS
 from glm_ext.extras import require
-from glm_ext.generate import fill_tokens
+from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
 
 if TYPE_CHECKING:
@@ -117,11 +118,11 @@ class Seq2Seq:
                 row = json.loads(line)
             except ValueError as error:  # not JSON, or not UTF-8
                 raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-            texts = [row.get(key) for key in ("source", "target")] if isinstance(row, dict) else []
-            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            source, target = (row.get(key) if isinstance(row, dict) else None for key in ("source", "target"))
+            if not all(isinstance(text, str) and text.strip() for text in (source, target)):
                 got = line[:80].decode(errors="replace")
                 raise ValueError(f'{path}, line {number}: expected texts "source" and "target", got {got}')
-            pairs.append(self.pair(*texts))
+            pairs.append(self.pair(source, target))
         return pairs
 
     def pair(self, source: str, target: str) -> Pair:
@@ -175,18 +176,20 @@ class Seq2Seq:
 
     def write(self, model: GLM, examples: Sequence[Pair]) -> list[str]:
         """What the model writes for each source."""
-        tokenizer = self.tokenizer
+        options = self.options
+        config = GenerationConfig(
+            max_length=options.max_target,
+            min_length=options.min_length,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            no_repeat_ngram=options.no_repeat_ngram,
+        )
         texts = []
-        for pair in examples:
-            [span] = fill_tokens(
-                model,
-                pair.context,
-                [pair.place],
-                start_id=tokenizer.sop_id,
-                end_ids=(tokenizer.eop_id, tokenizer.eos_id),
-                max_length=self.options.max_target,
-            )
-            texts.append(tokenizer.decode(span).strip())
+        for first in range(0, len(examples), options.eval_batch_size):
+            pairs = examples[first : first + options.eval_batch_size]
+            prompts = [Prompt(pair.context, [pair.place], [pair.context[pair.place]]) for pair in pairs]
+            for [span] in fill_prompts(model, self.tokenizer, prompts, None, config):
+                texts.append(self.tokenizer.decode(span).strip())
         return texts
 
 
