@@ -1,6 +1,7 @@
 """What a model can be finetuned for and judged by. A task is made by name: `load_task("rte", tokenizer)`.
 
-Reads in this order: task, records, pattern, choices, cloze, superglue, head; likelihood, language_modelling.
+Reads in this order: task, records, pattern, choices, cloze, superglue, head; seq2seq; likelihood,
+language_modelling.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .cloze import Cloze, Description
 from .head import Head
 from .language_modelling import Infill, LastWord, Perplexity
+from .seq2seq import Seq2Seq
 from .superglue import SUPERGLUE
 from .task import Task
 from .wsc import Wsc
@@ -30,6 +32,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "wsc": Wsc,
     "cloze": Cloze,
     "head": Head,
+    "seq2seq": Seq2Seq,
     "last_word": LastWord,
     "perplexity": Perplexity,
     "infill": Infill,

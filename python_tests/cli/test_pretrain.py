@@ -14,14 +14,6 @@ from glm_ext.cli import main
 from glm_ext.train import TrainConfig, load_checkpoint, load_model
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, small_run):
-    """A run that went through."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["pretrain", *small_run, "--run", str(run)]) == 0
-    return run
-
-
 def test_run_folder_holds_everything(finished):
     assert {path.name for path in finished.iterdir()} == {
         *("config.yaml", "tokenizer.json", "data.json", "metrics.jsonl", "tb", "step-12", "loss.png")
