@@ -21,14 +21,16 @@ __all__: list[str] = [
     "fma_peak",
     "gelu_mlp_backward",
     "gelu_mlp_forward",
-    "gelu_mlp_partials",
     "isa",
     "isas_built",
     "isas_supported",
+    "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_workspace",
+    "linear_forward",
     "span_attention_backward",
     "span_attention_forward",
+    "sum_groups",
 ]
 
 def compiler() -> str:
@@ -141,7 +143,6 @@ def gelu_mlp_forward(
     tanh: bool,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
-def gelu_mlp_partials(rows: typing.SupportsInt | typing.SupportsIndex) -> int: ...
 def isa() -> str:
     """
     The instruction set of the CPU kernels in force.
@@ -157,6 +158,16 @@ def isas_supported() -> list[str]:
     Those of them that this machine runs.
     """
 
+def linear_backward(
+    grad_y: torch.Tensor | None,
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    grad_x: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def linear_cross_entropy(
     hidden: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -175,6 +186,13 @@ def linear_cross_entropy_workspace(
     width: typing.SupportsInt | typing.SupportsIndex,
     vocab: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
+def linear_forward(
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    y: torch.Tensor | None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def span_attention_backward(
     query: torch.Tensor | None,
     key: torch.Tensor | None,
@@ -210,5 +228,9 @@ def span_attention_forward(
     seed: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def sum_groups(rows: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    How many partial sums a bias gradient over `rows` rows is taken in.
+    """
 
 embedding_2d_piece_rows: int = 64

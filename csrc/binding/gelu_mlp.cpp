@@ -10,8 +10,6 @@ using namespace pybind11::literals;
 namespace glm {
 namespace {
 
-Matrix matrix(const View& view) { return {view.data, view.stride[0], view.stride[1]}; }
-
 GeluMlpShape shape(const View& x, const View& w1, const View& w2, bool tanh) {
   return {
       .dtype = x.dtype,
@@ -28,10 +26,10 @@ void forward(View x, View w1, View b1, View w2, View b2, View pre, View post, Vi
   const py::gil_scoped_release release;
   cpu::kernels().gelu_mlp_forward({
       .shape = shape(x, w1, w2, tanh),
-      .x = matrix(x),
-      .w1 = matrix(w1),
+      .x = x.matrix(),
+      .w1 = w1.matrix(),
       .b1 = b1.data,
-      .w2 = matrix(w2),
+      .w2 = w2.matrix(),
       .b2 = b2.data,
       .pre = pre.data,
       .post = post.data,
@@ -45,10 +43,10 @@ void backward(View grad_y, View x, View w1, View w2, View pre, View post, View g
   const py::gil_scoped_release release;
   cpu::kernels().gelu_mlp_backward({
       .shape = shape(x, w1, w2, tanh),
-      .grad_y = matrix(grad_y),
-      .x = matrix(x),
-      .w1 = matrix(w1),
-      .w2 = matrix(w2),
+      .grad_y = grad_y.matrix(),
+      .x = x.matrix(),
+      .w1 = w1.matrix(),
+      .w2 = w2.matrix(),
       .pre = pre.data,
       .post = post.data,
       .grad_pre = grad_pre.data,
@@ -69,7 +67,6 @@ void register_gelu_mlp(py::module_& m) {
         "tanh"_a, "threads"_a);
   m.def("gelu_mlp_backward", &backward, "grad_y"_a, "x"_a, "w1"_a, "w2"_a, "pre"_a, "post"_a, "grad_pre"_a,
         "sums"_a, "grad_x"_a, "grad_w1"_a, "grad_b1"_a, "grad_w2"_a, "grad_b2"_a, "tanh"_a, "threads"_a);
-  m.def("gelu_mlp_partials", &gelu_mlp_partials, "rows"_a);
 }
 
 }  // namespace glm

@@ -4,13 +4,9 @@
 
 #include "core/dtype.h"
 #include "core/gelu.h"
+#include "ops/matrix.h"
 
 namespace glm {
-
-struct Matrix {
-  const void* data;
-  int64_t row_stride, col_stride;
-};
 
 struct GeluMlpShape {
   DType dtype;
@@ -41,7 +37,7 @@ struct GeluMlpBackward {
   const void* pre;   // [N, F]
   const void* post;  // [N, F]; null: computed from pre
   void* grad_pre;    // [N, F], workspace; not used when only w2 and b2 have gradients
-  void* sums;        // [partials, max(F, O)] float or double, workspace of the bias gradients
+  void* sums;        // [sum_groups(N), max(F, O)] float or double, workspace of the bias gradients
   void* grad_x;      // [N, E]
   void* grad_w1;     // [F, E]
   void* grad_b1;     // [F]
@@ -49,9 +45,5 @@ struct GeluMlpBackward {
   void* grad_b2;     // [O]
   int threads;
 };
-
-// Bias gradients are summed in this many groups of rows, whatever the thread count, and the groups in order.
-inline constexpr int64_t kGeluMlpGroupRows = 384;
-inline int64_t gelu_mlp_partials(int64_t rows) { return (rows + kGeluMlpGroupRows - 1) / kGeluMlpGroupRows; }
 
 }  // namespace glm

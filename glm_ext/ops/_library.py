@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 LIBRARY = torch.library.Library("glm_ext", "DEF")
@@ -69,6 +70,25 @@ def watched(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return True
     return not all(t is None or ((type(t) is Tensor or type(t) is Parameter) and t.is_cpu) for t in tensors)
+
+
+class _Unrecorded:
+    """The context of a forward that no backward will follow: it keeps nothing."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+def short_path(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """`function.apply`, or its forward alone where nothing is recorded: it costs as much as a small op."""
+    recorded = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    # Forward-mode derivatives and torch.func ask the Function too, and get its error.
+    if recorded or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return function.forward(_Unrecorded(), *arguments)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

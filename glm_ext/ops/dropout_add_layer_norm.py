@@ -16,6 +16,7 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     seed_value,
+    short_path,
     watched,
 )
 
@@ -75,7 +76,7 @@ def dropout_add_layer_norm(
     if watched(x, residual, weight, bias):
         out = torch.ops.glm_ext.dropout_add_layer_norm(x, residual, weight, bias, seed, eps, dropout_p)
         return out[0], out[1]
-    return _DropoutAddLayerNorm.apply(x, residual, weight, bias, seed, eps, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_DropoutAddLayerNorm, x, residual, weight, bias, seed, eps, dropout_p)  # type: ignore[no-any-return]
 
 
 def _forward(
@@ -107,7 +108,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
     mean = x.new_empty(x.shape[:-1], dtype=statistics)
-    return x.new_empty(x.shape), x.new_empty(x.shape), mean, torch.empty_like(mean)
+    normed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return normed, torch.empty_like(normed), mean, torch.empty_like(mean)
 
 
 def _backward(

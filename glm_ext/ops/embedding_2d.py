@@ -23,6 +23,7 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     seed_value,
+    short_path,
     watched,
 )
 
@@ -88,7 +89,7 @@ def embedding_2d(
     seed = draw_seed(dropout_p)
     if watched(*ids, *tables):
         return torch.ops.glm_ext.embedding_2d(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
-    return _Embedding2D.apply(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_Embedding2D, *ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
 
 
 def _promote(*tables: Tensor) -> tuple[Tensor, ...]:

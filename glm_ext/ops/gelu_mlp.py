@@ -10,7 +10,14 @@ from torch import Tensor
 
 from glm_ext import _C
 from glm_ext.ops._arguments import check_floating, check_like, check_shape
-from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, register, watched
+from glm_ext.ops._library import (
+    autocast_dtype,
+    cast_for_autocast,
+    first_order_only,
+    register,
+    short_path,
+    watched,
+)
 
 # N rows of x (leading dimensions flattened), E width, F hidden width, O width of the result
 INPUTS = 5  # x, w1, b1, w2, b2: the tensors that gradients are for
@@ -70,7 +77,7 @@ def gelu_mlp(
 
     if watched(x, w1, b1, w2, b2):
         return torch.ops.glm_ext.gelu_mlp(x, w1, b1, w2, b2, approximate, recompute)[0]  # type: ignore[no-any-return]
-    return _GeluMlp.apply(x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_GeluMlp, x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return]
 
 
 def _cast(
@@ -135,7 +142,7 @@ def _backward(
         pre = rows.new_empty(hidden)
         _C.gelu_mlp_forward(rows, w1, _contiguous(b1), w2, None, pre, None, None, tanh, threads)
     grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
-    partials = (_C.gelu_mlp_partials(rows.shape[0]), max(w1.shape[0], w2.shape[0]))
+    partials = (_C.sum_groups(rows.shape[0]), max(w1.shape[0], w2.shape[0]))
     sums = rows.new_empty(partials, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = (
         g if n else None for g, n in zip(grads, needed, strict=True)

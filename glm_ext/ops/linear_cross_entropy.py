@@ -16,7 +16,14 @@ from glm_ext.ops._arguments import (
     check_shape,
     dtype_name,
 )
-from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, register, watched
+from glm_ext.ops._library import (
+    autocast_dtype,
+    cast_for_autocast,
+    first_order_only,
+    register,
+    short_path,
+    watched,
+)
 
 REDUCTIONS = ("none", "sum", "mean")  # in the order of csrc/ops/linear_cross_entropy.h
 
@@ -89,7 +96,7 @@ def linear_cross_entropy(
     )  # fmt: skip
     if watched(hidden, weight, targets, loss_mask):
         return torch.ops.glm_ext.linear_cross_entropy(*args)[0]  # type: ignore[no-any-return]
-    return _LinearCrossEntropy.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_LinearCrossEntropy, *args)  # type: ignore[no-any-return]
 
 
 def _check_loss_mask(loss_mask: Tensor, hidden: Tensor) -> None:

@@ -31,6 +31,7 @@ from glm_ext.model import GLM
 if TYPE_CHECKING:
     from glm_ext.data.tokenizer import GLMTokenizer
 
+_KEYS = ("source", "target")
 _METRICS = {"rouge": "rougeL", "bleu": "bleu"}  # metric -> the one that decides
 
 
@@ -118,11 +119,11 @@ class Seq2Seq:
                 row = json.loads(line)
             except ValueError as error:  # not JSON, or not UTF-8
                 raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-            source, target = (row.get(key) if isinstance(row, dict) else None for key in ("source", "target"))
-            if not all(isinstance(text, str) and text.strip() for text in (source, target)):
+            texts: list[Any] = [row.get(key) for key in _KEYS] if isinstance(row, dict) else [None]
+            if not all(isinstance(text, str) and text.strip() for text in texts):
                 got = line[:80].decode(errors="replace")
                 raise ValueError(f'{path}, line {number}: expected texts "source" and "target", got {got}')
-            pairs.append(self.pair(source, target))
+            pairs.append(self.pair(*texts))
         return pairs
 
     def pair(self, source: str, target: str) -> Pair:

@@ -106,9 +106,9 @@ class DataConfig:
     """Which text, and how it is cut into examples."""
 
     path: str | None = _setting(
-        None, ".txt or .jsonl file, or a folder of them; null: the text inside Python"
+        None, "token store of glm-ext prepare; or a file or folder of text; null: the text inside Python"
     )
-    vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text")
+    vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text; a store has its own")
     seq_length: int = _setting(128, "text tokens of an example, before spans are cut out")
     held_out: float = _setting(0.05, "part of the documents that is never trained on")
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 
 from glm_ext import ops
 from glm_ext.ops import reference
 
 from .backend import Schedule, Simt
-from .checks import check_forward
+from .checks import GPU_DTYPES, check_forward
 from .test_span_attention import Case, make_inputs
 
 
@@ -34,7 +33,7 @@ def random_case(rng: random.Random) -> Case:
 @pytest.mark.parametrize("seed", range(100))
 def test_span_attention(simt: Simt, seed: int) -> None:
     rng = random.Random(seed)
-    inputs, options = make_inputs(random_case(rng), rng.choice([torch.bfloat16, torch.float16]))
+    inputs, options = make_inputs(random_case(rng), rng.choice(GPU_DTYPES))
     schedule = Schedule("random", seed=seed, deferred=rng.random() < 0.5)
     check_forward(
         simt,
