@@ -98,9 +98,6 @@ def prepare(config: FinetuneConfig, run: Path, resume: Checkpoint | None) -> Job
     task = load_task(config.task, tokenizer, **config.options)
     files = {"train": Path(config.train), "valid": Path(config.valid)}
     examples = {name: task.examples(path) for name, path in files.items()}
-    for name, found in examples.items():
-        if not found:
-            raise UserError(f"{name}: {files[name]} has no examples")
 
     torch.manual_seed(config.seed)
     model_config = GLMConfig.from_dict(dict(source.config))

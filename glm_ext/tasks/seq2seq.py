@@ -10,7 +10,6 @@ never attended.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glm_ext.data.blocks import Example
 from glm_ext.data.cloze import Prompt
@@ -27,11 +26,11 @@ from glm_ext.data.special import MASK_TOKENS
 from glm_ext.extras import require
 from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
+from glm_ext.tasks.records import Fields, examples_of, read_records
 
 if TYPE_CHECKING:
     from glm_ext.data.tokenizer import GLMTokenizer
 
-_KEYS = ("source", "target")
 _METRICS = {"rouge": "rougeL", "bleu": "bleu"}  # metric -> the one that decides
 
 
@@ -83,7 +82,7 @@ def _expect(condition: bool, name: str, expected: str, value: object) -> None:
 
 
 class Seq2Seq:
-    """The task "seq2seq"; its files are JSON lines with "source" and "target".
+    """The task "seq2seq"; its files are JSON lines or CSV with "source" and "target".
 
     The loss is the label-smoothed cross-entropy (1 - e) (-log p(y)) + e mean_v(-log p(v)), averaged over the
     tokens of a target, then over the examples. Metrics compare what beam search writes with the targets:
@@ -91,6 +90,7 @@ class Seq2Seq:
     """
 
     name = "seq2seq"
+    module: nn.Module | None = None
 
     def __init__(self, tokenizer: GLMTokenizer, **options: Any) -> None:
         known = [field.name for field in fields(Seq2SeqOptions)]
@@ -110,21 +110,15 @@ class Seq2Seq:
         _expect(self._room >= 1, "max_source", "room for the pattern and a source", self.options.max_source)
 
     def examples(self, path: Path) -> list[Pair]:
-        """The pairs of a JSON lines file. ValueError names the file and the line that is not one."""
-        pairs = []
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-            texts: list[Any] = [row.get(key) for key in _KEYS] if isinstance(row, dict) else [None]
-            if not all(isinstance(text, str) and text.strip() for text in texts):
-                got = line[:80].decode(errors="replace")
-                raise ValueError(f'{path}, line {number}: expected texts "source" and "target", got {got}')
-            pairs.append(self.pair(*texts))
-        return pairs
+        """The pairs of a file. ValueError names the file and the line that is not one."""
+        return examples_of(path, read_records(path), self._pairs)
+
+    def _pairs(self, fields: Fields) -> list[Pair]:
+        for key in ("source", "target"):
+            text = fields.get(key)
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{key}: expected a text, got {text!r}")
+        return [self.pair(fields["source"], fields["target"])]
 
     def pair(self, source: str, target: str) -> Pair:
         """Source and target as tokens. Special tokens in them are plain text; a long one is cut at its end.

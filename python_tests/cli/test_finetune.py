@@ -147,7 +147,7 @@ def test_wrong_option_is_one_line(tmp_path, finished, files, capsys, options, me
 def test_a_file_without_examples_is_refused(tmp_path, finished, files, capsys):
     (tmp_path / "empty.jsonl").write_text("\n")
     arguments = [str(finished), *files, "--valid", str(tmp_path / "empty.jsonl")]
-    assert "empty.jsonl has no examples" in refused(capsys, arguments)
+    assert "empty.jsonl: expected at least one example" in refused(capsys, arguments)
 
 
 def test_existing_folder_and_other_settings_are_refused(tuned, finished, files, capsys):

@@ -125,11 +125,11 @@ def test_files(tokenizer, tmp_path):
     ("line", "message"),
     [
         (b'{"source": "one"', "pairs.jsonl, line 2: not JSON"),
-        (b'{"source": "\xff"}', "pairs.jsonl, line 2: not JSON"),
-        (b'{"source": "one"}', 'line 2: expected texts "source" and "target", got {"source": "one"}'),
-        (b'{"source": "one", "target": 3}', 'line 2: expected texts "source" and "target"'),
-        (b'["one", "two"]', 'line 2: expected texts "source" and "target"'),
-        (b'{"source": "one", "target": " "}', 'line 2: expected texts "source" and "target"'),
+        (b'{"source": "\xff"}', "pairs.jsonl, line 2: not UTF-8"),
+        (b'{"source": "one"}', "line 2: target: expected a text, got None"),
+        (b'{"source": "one", "target": 3}', "line 2: target: expected a text, got 3"),
+        (b'["one", "two"]', "line 2: expected an object"),
+        (b'{"source": "one", "target": " "}', "line 2: target: expected a text, got ' '"),
     ],
 )
 def test_bad_lines_are_named(tokenizer, tmp_path, line, message):
