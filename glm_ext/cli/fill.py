@@ -8,9 +8,9 @@ from contextlib import suppress
 
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
+from glm_ext.extras import require
 from glm_ext.generate import fill
 from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
 from glm_ext.train.load import load_model
 
 _DESCRIPTION = """Fills every [MASK] (a few words), [sMASK] (a sentence) and [gMASK] (the rest) of a text.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from glm_ext.cli.errors import user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
+from glm_ext.extras import require
 from glm_ext.generate import generate, stream
 from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
 from glm_ext.train.load import load_model
 
 _DESCRIPTION = """Continues a prompt, or writes a text out of nothing where none is given; shows it as it is

@@ -1,6 +1,7 @@
 """What a model can be finetuned for and judged by. A task is made by name: `load_task("rte", tokenizer)`.
 
-Reads in this order: task, records, pattern, choices, cloze, superglue, head; likelihood, language_modelling.
+Reads in this order: task, records, pattern, choices, cloze, superglue, head; likelihood, language_modelling,
+seq2seq.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .cloze import Cloze, Description
 from .head import Head
 from .language_modelling import Infill, LastWord, Perplexity
+from .seq2seq import Seq2Seq
 from .superglue import SUPERGLUE
 from .task import Task
 from .wsc import Wsc
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from glm_ext.config import GLMConfig
     from glm_ext.data.tokenizer import GLMTokenizer
 
-__all__ = ["SUPERGLUE", "TASKS", "Cloze", "Description", "Task", "load_task"]
+__all__ = ["SUPERGLUE", "TASKS", "Cloze", "Description", "Seq2Seq", "Task", "load_task"]
 
 # Name -> factory(tokenizer, **options). "cloze" and "head" take a description of your own.
 TASKS: dict[str, Callable[..., Task]] = {
@@ -33,6 +35,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "last_word": LastWord,
     "perplexity": Perplexity,
     "infill": Infill,
+    "seq2seq": Seq2Seq,
 }
 
 

@@ -12,11 +12,11 @@ import typing
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, field, fields, is_dataclass
+from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm_ext.train.extras import require
+from glm_ext.extras import require
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, help: str) -> Any:
-    """A field of a settings class; one whose default is MISSING must be given."""
+    """A field of a settings class."""
     return field(default=default, metadata={"help": help})
 
 
@@ -74,8 +74,11 @@ def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str =
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for key, hint, default, help in _leaves(cls):
-        given = {"required": True} if default is MISSING else {"default": default}
-        parser.add_argument(f"--{key}", type=hint, help=help, **given)
+        if hint is bool:  # --compile says as much as --compile true
+            kind = {"action": jsonargparse.ActionYesNo, "nargs": "?"}
+        else:
+            kind = {"type": hint}
+        parser.add_argument(f"--{key}", default=default, help=help, **kind)
     return parser
 
 
@@ -84,15 +87,15 @@ def setting_names(cls: type[Settings]) -> list[str]:
     return [key for key, *_ in _leaves(cls)]
 
 
-def _leaves(cls: Any, prefix: str = "", instance: Any = MISSING) -> Iterator[tuple[str, Any, Any, str]]:
-    """(dotted key, type, default or MISSING, help) of each setting.
+def _leaves(cls: Any, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
+    """(dotted key, type, default, help) of each setting.
 
     The defaults of a group are those of the instance that the class around it starts from.
     """
     hints = typing.get_type_hints(cls)
     for declared in fields(cls):
         name, hint = declared.name, hints[declared.name]
-        if instance is not MISSING:
+        if instance is not None:
             default = getattr(instance, name)
         else:
             factory = declared.default_factory
