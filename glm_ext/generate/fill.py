@@ -153,9 +153,10 @@ def fill_prompts(
     orders: Sequence[Sequence[int]] | None,
     config: GenerationConfig,
 ) -> list[list[list[int]]]:
-    """What is written into every blank of every prompt, as tokens, blanks from left to right.
+    """`fill_all` on encoded texts: the tokens of every blank of every prompt, blanks from left to right.
 
-    orders: of each prompt, as in `fill`; None: all from left to right.
+    orders: as in `fill_all`, None for left to right. The tokenizer says what starts and ends a blank, and
+    which tokens are no text. ValueError as in `fill`.
     """
     texts = [(prompt.tokens, prompt.mask_positions) for prompt in prompts]
     requests = _requests(model, texts, orders, config)

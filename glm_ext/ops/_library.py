@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from glm_ext.ops._cuda import require_kernel
+
 LIBRARY = torch.library.Library("glm_ext", "DEF")
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -28,30 +30,20 @@ def register(
     *,
     autocast: Callable[..., Any] | None = None,
 ) -> None:
-    """Define `schema` with its CPU kernel and its fake; on a GPU the op says what to use instead.
+    """Define `schema` with its kernel, which serves a CPU and a GPU (see `target`), and its fake.
 
     `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see
     `cast_for_autocast`).
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    LIBRARY.impl(name, kernel, "CPU")
-    LIBRARY.impl(name, _no_cuda_kernel(name), "CUDA")
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f"glm_ext::{name}", fake, lib=LIBRARY)
     if autocast is not None:
         op = getattr(torch.ops.glm_ext, name)
         for device in AUTOCAST_DEVICES:
             LIBRARY.impl(name, _autocast_kernel(op, autocast, device), f"Autocast{device.upper()}")
-
-
-def _no_cuda_kernel(name: str) -> Callable[..., Any]:
-    def kernel(*args: Any) -> Any:
-        raise NotImplementedError(
-            f"glm_ext.{name}: expected tensors on the CPU, got cuda: torch cannot call the CUDA kernels yet. "
-            "Use glm_ext.ops.reference, or layers with backend 'auto', which run plain torch there"
-        )
-
-    return kernel
 
 
 def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -66,10 +58,13 @@ def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Call
 
 
 def watched(*tensors: Tensor | None) -> bool:
-    """True when the call must take the registered op: the short path is for plain CPU tensors."""
+    """True when the call must take the registered op: the short path is for plain tensors in memory."""
     if torch.compiler.is_compiling():
         return True
-    return not all(t is None or ((type(t) is Tensor or type(t) is Parameter) and t.is_cpu) for t in tensors)
+    return not all(
+        t is None or ((type(t) is Tensor or type(t) is Parameter) and (t.is_cpu or t.is_cuda))
+        for t in tensors
+    )
 
 
 class _Unrecorded:
@@ -112,6 +107,18 @@ def draw_seed(dropout_p: float) -> Tensor | None:
 
 def seed_value(seed: Tensor | None) -> int:
     return 0 if seed is None else int(seed)
+
+
+def target(op: str, tensor: Tensor) -> int | tuple[int, int]:
+    """Where the kernel of a call runs, as the binding takes it: threads, or a GPU and its current stream.
+
+    Raises NotImplementedError for a tensor on a GPU where `op` has no kernel for its dtype.
+    """
+    if tensor.device.type != "cuda":
+        return torch.get_num_threads()
+    require_kernel(op, tensor.dtype)
+    index = tensor.device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
 
 
 class _FirstOrder(torch.autograd.Function):

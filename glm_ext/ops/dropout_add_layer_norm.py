@@ -17,6 +17,7 @@ from glm_ext.ops._library import (
     register,
     seed_value,
     short_path,
+    target,
     watched,
 )
 
@@ -92,7 +93,7 @@ def _forward(
     normed, new_residual, mean, rstd = _forward_fake(x, residual, weight, bias, seed, eps, dropout_p)
     _C.dropout_add_layer_norm_forward(
         x, residual, weight.contiguous(), bias.contiguous(), normed, new_residual, mean, rstd,
-        eps, dropout_p, seed_value(seed), torch.get_num_threads(),
+        eps, dropout_p, seed_value(seed), target("dropout_add_layer_norm", x),
     )  # fmt: skip
     return normed, new_residual, mean, rstd
 
@@ -137,7 +138,7 @@ def _backward(
     _C.dropout_add_layer_norm_backward(
         grad_normed.contiguous(), None if grad_new_residual is None else grad_new_residual.contiguous(),
         new_residual, weight.contiguous(), mean, rstd, grad_x, grad_residual, grad_weight, grad_bias,
-        workspace, dropout_p, seed_value(seed), torch.get_num_threads(),
+        workspace, dropout_p, seed_value(seed), target("dropout_add_layer_norm_backward", grad_normed),
     )  # fmt: skip
     return grads
 

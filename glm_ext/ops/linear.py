@@ -16,6 +16,7 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     short_path,
+    target,
     watched,
 )
 
@@ -75,7 +76,7 @@ def _rows(x: Tensor) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = _forward_fake(x, weight, bias)
     bias = None if bias is None else bias.contiguous()
-    _C.linear_forward(_rows(x), weight, bias, y, torch.get_num_threads())
+    _C.linear_forward(_rows(x), weight, bias, y, target("linear", x))
     return y
 
 
@@ -93,7 +94,7 @@ def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool])
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         sums = x.new_empty((_C.sum_groups(rows.shape[0]), weight.shape[0]), dtype=dtype)
     _C.linear_backward(
-        _rows(grad_y), rows, weight, sums, grad_x, grad_weight, grad_bias, torch.get_num_threads()
+        _rows(grad_y), rows, weight, sums, grad_x, grad_weight, grad_bias, target("linear_backward", x)
     )
     return grads
 

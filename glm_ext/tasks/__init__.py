@@ -1,6 +1,7 @@
 """What a model can be finetuned for and judged by. A task is made by name: `load_task("rte", tokenizer)`.
 
-Reads in this order: task, records, pattern, choices, cloze, superglue, head, likelihood, seq2seq.
+Reads in this order: task, records, pattern, choices, cloze, superglue, head, seq2seq; likelihood,
+language_modelling.
 """
 
 from __future__ import annotations
@@ -12,25 +13,38 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .cloze import Cloze, Description
+from .head import Head
+from .language_modelling import Infill, LastWord, Perplexity
 from .seq2seq import Seq2Seq
 from .superglue import SUPERGLUE
 from .task import Task
+from .wsc import Wsc
 
 if TYPE_CHECKING:
+    from glm_ext.config import GLMConfig
     from glm_ext.data.tokenizer import GLMTokenizer
 
 __all__ = ["SUPERGLUE", "TASKS", "Cloze", "Description", "Seq2Seq", "Task", "load_task"]
 
-# Name -> factory(tokenizer, **options). "cloze" takes a description of your own.
+# Name -> factory(tokenizer, **options). "cloze" and "head" take a description of your own.
 TASKS: dict[str, Callable[..., Task]] = {
     **{name: functools.partial(Cloze, description=task) for name, task in SUPERGLUE.items()},
+    "wsc": Wsc,
     "cloze": Cloze,
+    "head": Head,
+    "last_word": LastWord,
+    "perplexity": Perplexity,
+    "infill": Infill,
     "seq2seq": Seq2Seq,
 }
 
 
-def load_task(name: str, tokenizer: GLMTokenizer, **options: Any) -> Task:
+def load_task(
+    name: str, tokenizer: GLMTokenizer, *, model_config: GLMConfig | None = None, **options: Any
+) -> Task:
     """The task of that name. ValueError for a name or an option that there is not.
+
+    model_config: tells a task with layers of its own (`head`) their hidden_size.
 
     >>> load_task("boolk", None)
     Traceback (most recent call last):
@@ -39,24 +53,19 @@ def load_task(name: str, tokenizer: GLMTokenizer, **options: Any) -> Task:
     if name not in TASKS:
         raise ValueError(f"task: there is no {name!r}{_nearest(name, list(TASKS))}")
     factory = TASKS[name]
-    known = [
-        parameter.name
-        for parameter in list(inspect.signature(factory).parameters.values())[1:]
-        if not isinstance(parameter.default, Description)
-    ]
-    for option in options:
-        # An options object of a task checks its own names.
-        if option not in known and "options" not in known:
-            raise ValueError(f"{name}: there is no option {option!r}{_nearest(option, known)}")
-    missing = [
-        parameter.name
-        for parameter in list(inspect.signature(factory).parameters.values())[1:]
-        if parameter.default is parameter.empty
-        and parameter.kind is not parameter.VAR_KEYWORD
-        and parameter.name not in options
-    ]
-    if missing:
-        raise ValueError(f"{name}: expected the option {missing[0]}")
+    _, *parameters = inspect.signature(factory).parameters.values()
+    given = factory.keywords if isinstance(factory, functools.partial) else {}
+    known = [parameter.name for parameter in parameters if parameter.name not in given]
+    if model_config is not None and "hidden_size" in known:
+        options.setdefault("hidden_size", model_config.hidden_size)
+    # A task that takes any keyword checks its options itself.
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        for option in options:
+            if option not in known:
+                raise ValueError(f"{name}: there is no option {option!r}{_nearest(option, known)}")
+        for parameter in parameters:
+            if parameter.default is parameter.empty and parameter.name not in options:
+                raise ValueError(f"{name}: expected the option {parameter.name}")
     return factory(tokenizer, **options)
 
 

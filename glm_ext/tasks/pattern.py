@@ -2,7 +2,7 @@
 
 A field may name a form after a colon: `bare` without its final punctuation, `lower` with a small first
 letter, `clause` both, `raw` with the white space around it. Whatever a field holds is plain text; only the
-pattern itself may hold a mask.
+pattern itself may hold a mask or another special token.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def encode_pattern(
     """
     texts = [piece.render(fields) for piece in pieces]
     encoded = [
-        tokenizer.encode(text, allow_special=MASK_TOKENS if piece.field is None else False)
+        tokenizer.encode(text, allow_special=piece.field is None)
         for piece, text in zip(pieces, texts, strict=True)
     ]
     excess = sum(map(len, encoded)) + 2 - max_length

@@ -80,3 +80,5 @@ def _located(path: Path, line: int) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}, line {line}: {error}") from None
+    except KeyError as error:
+        raise ValueError(f"{path}, line {line}: expected a field {error}") from None
