@@ -176,3 +176,28 @@ def test_resume_on_other_examples_is_refused(tmp_path, finished, files, capsys):
     assert main(["finetune", str(finished), *options, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     train.write_text('{"source": "The dog sees", "target": "dog"}\n')
     assert "train.jsonl changed since the run began" in refused(capsys, ["--resume", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("task", ["cloze", "head"])
+def test_what_was_learned_is_what_is_evaluated(tmp_path, finished, task):
+    """From the command line to the last metric; a head's own layers go the same way as the model's."""
+    description, data, report = tmp_path / "animals.yaml", tmp_path / "data.jsonl", tmp_path / "report.json"
+    description.write_text(
+        'pattern: "{text} It is a [MASK]."\nverbalizer: {"0": cat, "1": dog}\nshorten: [text]\n'
+    )
+    rows = [
+        {"text": f"The {animal} sees another {other}.", "label": label}
+        for label, animal in enumerate(["cat", "dog"])
+        for other in ("child", "sailor", "baker", "farmer")
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--task", task, "--options.description", str(description)]
+    training = ["--train", str(data), "--valid", str(data), "--epochs", "40", "--eval_every", "20"]
+    recipe = ["--batch_size", "4", "--optim.lr", "1e-2", "--threads", "1", "--dropout", "0"]
+    run = tmp_path / "run"
+    assert main(["finetune", str(finished), *options, *training, *recipe, "--out", str(run)]) == 0
+    kept = load_checkpoint(run / "best")[0]
+    assert (kept.head is not None) == (task == "head")
+    assert kept.state["best"]["metrics"]["accuracy"] > 60
+    assert main(["evaluate", str(run / "best"), *options, "--data", str(data), "--out", str(report)]) == 0
+    assert json.loads(report.read_text())["metrics"] == pytest.approx(kept.state["best"]["metrics"])

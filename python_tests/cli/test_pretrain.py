@@ -210,6 +210,7 @@ def refused(capsys, arguments):
     [
         (["--stepz", "3"], r"no setting 'stepz'; did you mean 'steps'\?"),
         (["--lr", "3"], r"no setting 'lr'; did you mean 'optim.lr'\?"),
+        (["--step", "3"], r"no setting 'step'; did you mean 'steps'\?"),
         (["--steps", "many"], "many"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
         (["--precison", "bf16"], r"no setting 'precison'; did you mean 'precision'\?"),
