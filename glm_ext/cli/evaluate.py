@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> Any:
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
-        prog="glm-ext evaluate", description=_DESCRIPTION, exit_on_error=False
+        prog="glm-ext evaluate", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
     parser.add_argument("--task", type=str | None, default=None, help="name of the task")

@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | 
         return config, run, None
 
     run = Path(options.resume)
-    if others := sorted(set(given) - {"resume"}):
+    if others := sorted(name for name, value in given.items() if value is not None and name != "resume"):
         raise UserError(
             f"--resume takes its settings from {run / 'config.yaml'}; leave out {', '.join(others)}"
         )
@@ -100,14 +100,10 @@ def prepare(config: FinetuneConfig, run: Path, resume: Checkpoint | None) -> Job
         model_config = dataclasses.replace(
             model_config, hidden_dropout=config.dropout, attention_dropout=config.dropout
         )
-    torch.manual_seed(config.seed)  # a task may have layers of its own
+    torch.manual_seed(config.seed)  # for the layers of the task, if it has any, then for those of the model
     task = load_task(config.task, tokenizer, model_config=model_config, **config.options)
     files = {"train": Path(config.train), "valid": Path(config.valid)}
     examples = {name: task.examples(path) for name, path in files.items()}
-    for name, found in examples.items():
-        if not found:
-            raise UserError(f"{name}: {files[name]} has no examples")
-
     model = GLM(model_config)
     if not (config.from_scratch or resume):
         model.load_state_dict(source.model)

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     with user_errors():
         jsonargparse = require("jsonargparse", extra="train")
         parser = jsonargparse.ArgumentParser(
-            prog="glm-ext generate", description=_DESCRIPTION, exit_on_error=False
+            prog="glm-ext generate", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
         )
         parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
         parser.add_argument("prompt", type=str, nargs="?", default="", help="plain text; nothing by default")

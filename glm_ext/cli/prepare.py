@@ -15,8 +15,8 @@ from typing import Any
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data.prepare import PrepareSettings, file_checksum, prepare
 from glm_ext.data.tokenizer import GLMTokenizer
+from glm_ext.extras import require
 from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
 
 _DESCRIPTION = """Makes a token store of files and folders: .txt (a document), .jsonl (a document a line,
 as {"text": ...} or {"prompt": ..., "text": ...}), both also as .gz, and .parquet with such columns. Stopped

@@ -10,8 +10,8 @@ from glm_ext.data.corpus import warn_or_raise
 from glm_ext.data.prepare import sample_texts
 from glm_ext.data.sources import Piece, find_files, read_documents
 from glm_ext.data.tokenizer import GLMTokenizer
+from glm_ext.extras import require
 from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
 
 _DESCRIPTION = """Writes a tokenizer.json: trained on files and folders of text (the kinds that glm-ext
 prepare reads), or with --adopt the vocabulary of GPT-2, BERT or sentencepiece."""

@@ -1,6 +1,6 @@
 """What a model can be finetuned for and judged by. A task is made by name: `load_task("rte", tokenizer)`.
 
-Reads in this order: task, records, pattern, choices, cloze, superglue, head; seq2seq; likelihood,
+Reads in this order: task, records, pattern, choices, cloze, superglue, head, seq2seq; likelihood,
 language_modelling.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from glm_ext.config import GLMConfig
     from glm_ext.data.tokenizer import GLMTokenizer
 
-__all__ = ["SUPERGLUE", "TASKS", "Cloze", "Description", "Task", "load_task"]
+__all__ = ["SUPERGLUE", "TASKS", "Cloze", "Description", "Seq2Seq", "Task", "load_task"]
 
 # Name -> factory(tokenizer, **options). "cloze" and "head" take a description of your own.
 TASKS: dict[str, Callable[..., Task]] = {
@@ -32,10 +32,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "wsc": Wsc,
     "cloze": Cloze,
     "head": Head,
-    "seq2seq": Seq2Seq,
     "last_word": LastWord,
     "perplexity": Perplexity,
     "infill": Infill,
+    "seq2seq": Seq2Seq,
 }
 
 

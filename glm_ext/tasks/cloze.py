@@ -160,6 +160,7 @@ class Cloze:
             description.metrics[0], description.metrics[0]
         )
         self._pieces = parse_pattern(description.pattern)
+        self._check_verbalizer()
         self._masks = {tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id}
 
     def examples(self, path: Path) -> list[Question]:
@@ -176,11 +177,10 @@ class Cloze:
             shorten=self.description.shorten,
         )
         texts = self._choices(record)
-        # A blank swallows the white space on its left, so what fills it brings its own.
         return Question(
             context=context,
             place=next(place for place, token in enumerate(context) if token in self._masks),
-            choices=[self.tokenizer.encode(f" {text}") for text in texts],
+            choices=self._encode(texts),
             gold=self._gold(record, len(texts)),
             texts=texts,
             group=str(record.get(self.description.group, "")),
@@ -232,7 +232,23 @@ class Cloze:
             texts = [render(pattern, record).strip() for pattern in description.choices]
         if not texts or not all(texts):
             raise ValueError(f"choices: expected at least one and none empty, got {texts!r}")
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"choices: expected different ones, got {texts!r}")
         return texts
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """A blank swallows the white space on its left, so what fills it brings its own."""
+        return [self.tokenizer.encode(f" {text}") for text in texts]
+
+    def _check_verbalizer(self) -> None:
+        """ValueError for answers that the vocabulary lacks or cannot tell apart."""
+        texts = list(self.description.verbalizer.values())
+        answers = self._encode(texts)
+        for text, tokens in zip(texts, answers, strict=True):
+            if self.tokenizer.ids.unk in tokens:
+                raise ValueError(f"{self.name}: verbalizer: {text!r} is not in the vocabulary")
+        if len({tuple(tokens) for tokens in answers}) < len(answers):
+            raise ValueError(f"{self.name}: verbalizer: expected different answers, got {texts}")
 
     def _gold(self, record: Fields, count: int) -> frozenset[int]:
         name = self.description.label

@@ -93,6 +93,9 @@ class Head(Cloze):
             group=str(record.get(self.description.group, "")),
         )
 
+    def _check_verbalizer(self) -> None:
+        """A head says no words."""
+
     def log_probs(self, model: GLM, examples: Sequence[Question]) -> Tensor:
         """Of every label [Q, K], by the head."""
         device = model.word_embeddings.weight.device

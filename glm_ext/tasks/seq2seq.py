@@ -26,8 +26,7 @@ from glm_ext.data.special import MASK_TOKENS
 from glm_ext.extras import require
 from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
-
-from .records import read_records
+from glm_ext.tasks.records import Fields, examples_of, read_records
 
 if TYPE_CHECKING:
     from glm_ext.data.tokenizer import GLMTokenizer
@@ -83,7 +82,7 @@ def _expect(condition: bool, name: str, expected: str, value: object) -> None:
 
 
 class Seq2Seq:
-    """The task "seq2seq"; its files are JSON lines (or CSV) with "source" and "target".
+    """The task "seq2seq"; its files are JSON lines or CSV with "source" and "target".
 
     The loss is the label-smoothed cross-entropy (1 - e) (-log p(y)) + e mean_v(-log p(v)), averaged over the
     tokens of a target, then over the examples. Metrics compare what beam search writes with the targets:
@@ -111,17 +110,15 @@ class Seq2Seq:
         _expect(self._room >= 1, "max_source", "room for the pattern and a source", self.options.max_source)
 
     def examples(self, path: Path) -> list[Pair]:
-        """The pairs of a JSON lines or CSV file. ValueError names the file and the line that is not one."""
-        pairs = []
-        for number, row in read_records(path):
-            source, target = row.get("source"), row.get("target")
-            for text in (source, target):
-                if not isinstance(text, str) or not text.strip():
-                    raise ValueError(
-                        f'{path}, line {number}: expected texts "source" and "target", got {str(row)[:80]}'
-                    )
-            pairs.append(self.pair(str(source), str(target)))
-        return pairs
+        """The pairs of a file. ValueError names the file and the line that is not one."""
+        return examples_of(path, read_records(path), self._pairs)
+
+    def _pairs(self, fields: Fields) -> list[Pair]:
+        for key in ("source", "target"):
+            text = fields.get(key)
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{key}: expected a text, got {text!r}")
+        return [self.pair(fields["source"], fields["target"])]
 
     def pair(self, source: str, target: str) -> Pair:
         """Source and target as tokens. Special tokens in them are plain text; a long one is cut at its end.

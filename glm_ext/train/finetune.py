@@ -55,7 +55,7 @@ class Finetuner:
 
     Args:
         model: on the device to train on.
-        task: its `module`, where it has one, learns too: the parameters that the task adds to the model.
+        task: its `module`, where it has one, learns too.
         train, valid: what task.examples gave for the two files.
         run: folder of the run.
         log: an entered RunLog of `num_steps` steps.
@@ -79,8 +79,7 @@ class Finetuner:
         self.model, self.task, self.config, self.train_set, self.valid = model, task, config, train, valid
         self.run, self.log, self.tokenizer = run, log, tokenizer
         self.device = next(model.parameters()).device
-        head = task.module
-        self.head = None if head is None else head.to(self.device)
+        head = self.head = None if task.module is None else task.module.to(self.device)
         self.parts = nn.ModuleDict({"model": model} if head is None else {"model": model, "head": head})
         self.steps = num_steps(len(train), config)
         self.updater = Updater(

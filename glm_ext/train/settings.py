@@ -70,7 +70,7 @@ def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str =
     """A parser with one option per setting; it reads YAML files by the same declarations."""
     jsonargparse = require("jsonargparse", extra="train")
     parser: ArgumentParser = jsonargparse.ArgumentParser(
-        prog=prog, description=description, exit_on_error=False
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for key, hint, default, help in _leaves(cls):

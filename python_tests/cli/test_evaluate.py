@@ -62,6 +62,19 @@ def test_a_head_comes_from_the_checkpoint(run, data, tmp_path, capsys):
     (checkpoint / "head.safetensors").unlink()
 
 
+@pytest.mark.parametrize("options", [["--task", "rte"], ["--task", "head", "--options.description", "rte"]])
+def test_what_was_finetuned_can_be_evaluated(run, data, tmp_path, capsys, options):
+    out = tmp_path / "tuned"
+    files = ["--train", str(data), "--valid", str(data), "--out", str(out)]
+    arguments = [*options, *files, "--epochs", "2", "--batch_size", "2", "--threads", "1"]
+    assert main(["finetune", str(run), *arguments]) == 0
+    capsys.readouterr()
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    best = max(row["valid/accuracy"] for row in rows if "valid/accuracy" in row)
+    assert main(["evaluate", str(out / "best"), *options, "--data", str(data)]) == 0
+    assert f"accuracy  {best:.4f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

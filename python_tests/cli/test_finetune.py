@@ -30,7 +30,20 @@ def files(tmp_path_factory):
             str(folder / "valid.jsonl"),
         ),
         *("--options.max_source", "32", "--options.max_target", "6", "--options.num_beams", "2"),
-        *("--epochs", "6", "--batch_size", "2", "--optim.lr", "1e-2", "--dropout", "0.1", "--threads", "1"),
+        *(
+            "--epochs",
+            "20",
+            "--eval_every",
+            "8",
+            "--batch_size",
+            "2",
+            "--optim.lr",
+            "1e-2",
+            "--dropout",
+            "0.1",
+            "--threads",
+            "1",
+        ),
     ]
 
 
@@ -48,16 +61,16 @@ def rows(run):
 
 def test_run_folder_holds_everything(tuned, finished, capsys):
     assert {path.name for path in tuned.iterdir()} == {
-        *("config.yaml", "tokenizer.json", "data.json", "metrics.jsonl", "tb", "step-12", "best")
+        *("config.yaml", "tokenizer.json", "data.json", "metrics.jsonl", "tb", "step-40", "best")
     }
     config = FinetuneConfig.from_yaml(tuned / "config.yaml")
     assert (config.source, config.task, config.options["num_beams"]) == (str(finished), "seq2seq", 2)
     losses = [row["loss"] for row in rows(tuned) if "loss" in row]
-    assert len(losses) == 12 and losses[-1] < losses[0]
+    assert len(losses) == 40 and losses[-1] < losses[0]
     scores = [row for row in rows(tuned) if "valid/rougeL" in row]
-    assert [row["step"] for row in scores] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in scores] == [8, 16, 24, 32, 40]
     best = load_checkpoint(tuned / "best")[0].state["best"]
-    assert best["metrics"]["rougeL"] == max(row["valid/rougeL"] for row in scores)
+    assert best["metrics"]["rougeL"] == max(row["valid/rougeL"] for row in scores) > 0
 
 
 def test_the_best_model_is_ready_for_use(tuned, capsys):
@@ -77,7 +90,7 @@ def test_it_says_what_came_out(tmp_path, finished, files, capsys):
 def test_from_scratch_has_the_sizes_and_not_the_weights(tmp_path, finished, files):
     options = [*files, "--epochs", "1", "--optim.lr", "1e-30"]
     models = {}
-    for name, extra in (("pretrained", []), ("scratch", ["--from_scratch"])):
+    for name, extra in (("pretrained", []), ("scratch", ["--from_scratch", "--seed", "7"])):
         assert main(["finetune", str(finished), *options, *extra, "--out", str(tmp_path / name)]) == 0
         models[name] = load_checkpoint(tmp_path / name)[0].model
     source = load_checkpoint(finished)[0].model
@@ -98,7 +111,7 @@ from glm_ext.train.finetune import Finetuner
 step = Finetuner.step
 def last(self):
     step(self)
-    if self.steps_taken == 7:
+    if self.steps_taken == 19:
         os.kill(os.getpid(), signal.SIGKILL)
 Finetuner.step = last
 main(sys.argv[1:])
@@ -106,7 +119,7 @@ main(sys.argv[1:])
     command = [sys.executable, "-c", code, "finetune", str(finished), *files, "--out", str(run)]
     child = subprocess.run(command, timeout=120, check=False, stdout=subprocess.DEVNULL)
     assert child.returncode == -signal.SIGKILL
-    assert load_checkpoint(run)[1].name == "step-6"
+    assert load_checkpoint(run)[1].name == "step-16"
     assert main(["finetune", "--resume", str(run)]) == 0
     for folder in ("", "best"):
         one, other = load_checkpoint(tuned / folder)[0], load_checkpoint(run / folder)[0]
@@ -147,7 +160,7 @@ def test_wrong_option_is_one_line(tmp_path, finished, files, capsys, options, me
 def test_a_file_without_examples_is_refused(tmp_path, finished, files, capsys):
     (tmp_path / "empty.jsonl").write_text("\n")
     arguments = [str(finished), *files, "--valid", str(tmp_path / "empty.jsonl")]
-    assert "empty.jsonl has no examples" in refused(capsys, arguments)
+    assert "empty.jsonl: expected at least one example" in refused(capsys, arguments)
 
 
 def test_existing_folder_and_other_settings_are_refused(tuned, finished, files, capsys):
@@ -163,3 +176,28 @@ def test_resume_on_other_examples_is_refused(tmp_path, finished, files, capsys):
     assert main(["finetune", str(finished), *options, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     train.write_text('{"source": "The dog sees", "target": "dog"}\n')
     assert "train.jsonl changed since the run began" in refused(capsys, ["--resume", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("task", ["cloze", "head"])
+def test_what_was_learned_is_what_is_evaluated(tmp_path, finished, task):
+    """From the command line to the last metric; a head's own layers go the same way as the model's."""
+    description, data, report = tmp_path / "animals.yaml", tmp_path / "data.jsonl", tmp_path / "report.json"
+    description.write_text(
+        'pattern: "{text} It is a [MASK]."\nverbalizer: {"0": cat, "1": dog}\nshorten: [text]\n'
+    )
+    rows = [
+        {"text": f"The {animal} sees another {other}.", "label": label}
+        for label, animal in enumerate(["cat", "dog"])
+        for other in ("child", "sailor", "baker", "farmer")
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--task", task, "--options.description", str(description)]
+    training = ["--train", str(data), "--valid", str(data), "--epochs", "40", "--eval_every", "20"]
+    recipe = ["--batch_size", "4", "--optim.lr", "1e-2", "--threads", "1", "--dropout", "0"]
+    run = tmp_path / "run"
+    assert main(["finetune", str(finished), *options, *training, *recipe, "--out", str(run)]) == 0
+    kept = load_checkpoint(run / "best")[0]
+    assert (kept.head is not None) == (task == "head")
+    assert kept.state["best"]["metrics"]["accuracy"] > 60
+    assert main(["evaluate", str(run / "best"), *options, "--data", str(data), "--out", str(report)]) == 0
+    assert json.loads(report.read_text())["metrics"] == pytest.approx(kept.state["best"]["metrics"])

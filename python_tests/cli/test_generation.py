@@ -88,6 +88,7 @@ def test_generate_with_beams(glm_ext, run):
         (["fill", "RUN", "no blank"], "no blank to fill in 'no blank': write [MASK]"),
         (["fill", "RUN", TEXT, "--order", "[0]"], "order: expected each of 0 to 1 once, got [0]"),
         (["fill", "RUN", TEXT, "--top_q", "0.5"], "did you mean 'top_"),
+        (["generate", "RUN", "--temperatur", "0.5"], "did you mean 'temperature'"),
         (["fill", "RUN", TEXT, "--top_p", "2"], "top_p: expected 0 < top_p <= 1, got 2.0"),
         (["fill", "RUN", TEXT, "--max_length", "5000"], "for this model, got 5000"),
         (["generate", "RUN", "word " * 2000], "(max_positions); shorten it"),

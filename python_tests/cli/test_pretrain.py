@@ -91,17 +91,18 @@ def start(arguments):
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # a process group of its own, as in a terminal
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_says_how_to_go_on(tmp_path, small_run, finished, number):
-    """Stopped somewhere after step 3, resumed by the printed command, the run ends with the same bits."""
+    """Stopped somewhere after step 3, and resumed. Ctrl-C reaches the worker too, SIGTERM does not."""
     run = tmp_path / "a run"  # the space must survive in the printed command
-    child = start(["pretrain", *small_run, "--steps", "100000", "--run", str(run)])
+    child = start(["pretrain", *small_run, "--workers", "1", "--steps", "100000", "--run", str(run)])
     for line in child.stdout:
         if line.startswith("step 3/"):
-            child.send_signal(number)
+            (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
             break
     printed = child.communicate(timeout=60)[0]
     assert child.returncode == 128 + number
@@ -209,6 +210,7 @@ def refused(capsys, arguments):
     [
         (["--stepz", "3"], r"no setting 'stepz'; did you mean 'steps'\?"),
         (["--lr", "3"], r"no setting 'lr'; did you mean 'optim.lr'\?"),
+        (["--step", "3"], r"no setting 'step'; did you mean 'steps'\?"),
         (["--steps", "many"], "many"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
         (["--precison", "bf16"], r"no setting 'precison'; did you mean 'precision'\?"),

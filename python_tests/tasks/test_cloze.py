@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from glm_ext.data import GLMTokenizer
 from glm_ext.tasks import Cloze, Description, load_task
 from glm_ext.tasks.choices import Question
 from glm_ext.tasks.metrics import METRICS, accuracy, spans
@@ -140,6 +141,19 @@ def test_choices_of_each_record(write, tokenizer):
     ):
         with pytest.raises(ValueError, match=f"b.jsonl, line 2: {message}"):
             task.examples(write("b.jsonl", jsonl(record, record | broken)))
+
+
+def test_answers_that_the_vocabulary_cannot_tell_apart(tokenizer):
+    words = GLMTokenizer.train(["the cat sat"] * 3, 40, "wordpiece")
+    for verbalizer, message in (
+        ({"x": "zzz", "y": "cat"}, "t: verbalizer: 'zzz' is not in the vocabulary"),
+        ({"x": "cat", "y": "cat"}, r"t: verbalizer: expected different answers, got \['cat', 'cat'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Cloze(words, Description(name="t", pattern="[MASK]", verbalizer=verbalizer))
+    task = Cloze(tokenizer, Description(name="t", pattern="[MASK]", choices=["*options"]))
+    with pytest.raises(ValueError, match="choices: expected different ones"):
+        task.question({"options": ["cat", "cat"]})
 
 
 @pytest.mark.parametrize(
