@@ -31,16 +31,10 @@ from glm_ext.data import (
 from glm_ext.generate import fill
 from glm_ext.model import GLM
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
-from glm_ext.train.config import (
-    ConfigError,
-    TrainConfig,
-    config_errors,
-    config_parser,
-    from_namespace,
-    setting_names,
-)
+from glm_ext.train.config import ConfigError, TrainConfig
 from glm_ext.train.log import RunLog
 from glm_ext.train.plot import plot_loss
+from glm_ext.train.settings import config_errors, config_parser, from_namespace, setting_names
 from glm_ext.train.trainer import Diverged, Trainer
 
 _DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the
@@ -75,19 +69,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | None]:
     """The settings, the run folder, and the checkpoint to go on from."""
-    parser = config_parser("glm-ext pretrain", _DESCRIPTION)
+    parser = config_parser(TrainConfig, "glm-ext pretrain", _DESCRIPTION)
     parser.add_argument("--run", type=str, help="folder of the run; null: runs/pretrain-<date>-<time>")
     parser.add_argument(
         "--resume", type=str, help="run folder to go on with, as it was set; --steps may be raised"
     )
-    with config_errors([*setting_names(), "config", "run", "resume"]):
+    with config_errors([*setting_names(TrainConfig), "config", "run", "resume"]):
         options = parser.parse_args(list(arguments))
         given = vars(parser.parse_args(list(arguments), defaults=False).as_flat())
     if options.resume is None:
         run = Path(options.run or time.strftime("runs/pretrain-%Y%m%d-%H%M%S"))
         if run.exists():
             raise UserError(f"{run} exists; go on with it by --resume {run}, or choose another --run")
-        return from_namespace(options), run, None
+        return from_namespace(TrainConfig, options), run, None
 
     run = Path(options.resume)
     if others := sorted(set(given) - {"resume", "steps"}):
@@ -194,7 +188,7 @@ def train(job: Job) -> int:
             print(f"glm-ext: {error}", file=sys.stderr)
             return 1
     if stopped:
-        print(f"\nstopped by {stopped.name}, saved at step {trainer.progress.step}; go on with:\n")
+        print(f"\nstopped by {stopped.name}, saved at step {trainer.steps_taken}; go on with:\n")
         print(f"  {shlex.join(['glm-ext', 'pretrain', '--resume', str(run)])}", flush=True)
         return 128 + stopped
     report(job, trainer.evaluate(), trainer.evaluate_objectives())

@@ -6,7 +6,7 @@ Imports nothing of the model: the two meet in glm_ext.batch.Batch.
 """
 
 from .blocks import Example, make_blocks, make_prefix, part_b_spans, restore
-from .cloze import Cloze, Prompt, encode_prompt, held_out_cloze
+from .cloze import Cloze, Prompt, encode_continuation, encode_prompt, held_out_cloze
 from .collate import collate, collate_packed
 from .corpus import Split, load_documents, split_documents
 from .documents import TokenDocuments, TokenSplit, encode_documents, split_token_documents
@@ -60,6 +60,7 @@ __all__ = [
     "collate_packed",
     "crop",
     "document_span",
+    "encode_continuation",
     "encode_documents",
     "encode_prompt",
     "find_files",

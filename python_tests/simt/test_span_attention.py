@@ -1,4 +1,4 @@
-"""span_attention and span_attention_varlen on their CUDA kernels: forward, bfloat16 and float16."""
+"""span_attention and span_attention_varlen on their CUDA kernels: forward."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from glm_ext import ops
 from glm_ext.ops import reference
 
 from .backend import SCHEDULES, Simt
-from .checks import access_costs, check_forward, same_under
-
-DTYPES = [torch.bfloat16, torch.float16]
+from .checks import GPU_DTYPES, access_costs, check_forward, same_under
 
 # B, H, Hkv, S, T, D and prefix_len, seq_len, start of each sequence
 Case = tuple[tuple[int, int, int, int, int, int], list[int], list[int] | None, list[int] | None]
@@ -49,7 +47,7 @@ def make_inputs(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], dict[str,
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: str(c[0]))
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 def test_matches_reference(simt: Simt, dtype: torch.dtype, case: Case, dropout_p: float) -> None:
     inputs, options = make_inputs(case, dtype)
     check_forward(
@@ -133,8 +131,9 @@ def test_memory_accesses(simt: Simt) -> None:
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "message"),
     [
-        (torch.float32, 64, "bfloat16 or float16"),
+        (torch.float64, 64, "bfloat16 or float16 on a GPU"),
         (torch.bfloat16, 36, "multiple of 8"),
+        (torch.float32, 33, "multiple of 4"),
         (torch.float16, 264, "256"),
     ],
     ids=str,
