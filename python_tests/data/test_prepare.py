@@ -212,8 +212,8 @@ def test_bad_documents_stop_or_are_counted(sources: Path, tmp_path: Path) -> Non
     skip = PrepareSettings(punkt=False, on_error="skip")
     with pytest.warns(UserWarning, match="empty|broken") as warned:
         header = prepare([sources], tmp_path / "store", given_tokenizer, settings=skip)
-    with pytest.warns(UserWarning, match="empty|broken"):  # what was stopped may go on by skipping
-        went_on = dataclasses.replace(SMALL, on_error="skip")
+    went_on = dataclasses.replace(SMALL, on_error="skip")  # what was stopped may go on by skipping
+    with pytest.warns(UserWarning, match="empty|broken"):
         prepare([sources], tmp_path / "stopped", given_tokenizer, settings=went_on)
     assert (tmp_path / "stopped" / "tokens.bin").read_bytes() == (
         tmp_path / "store" / "tokens.bin"
