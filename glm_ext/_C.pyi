@@ -34,6 +34,7 @@ __all__: list[str] = [
     "linear_cross_entropy_workspace",
     "linear_forward",
     "span_attention_backward",
+    "span_attention_backward_workspace",
     "span_attention_forward",
     "sum_groups",
 ]
@@ -255,11 +256,23 @@ def span_attention_backward(
     grad_query: torch.Tensor | None,
     grad_key: torch.Tensor | None,
     grad_value: torch.Tensor | None,
+    workspace: torch.Tensor | None,
     scale: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> None: ...
+def span_attention_backward_workspace(
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    heads: typing.SupportsInt | typing.SupportsIndex,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    packed: bool,
+    target: int | tuple[int, int],
+) -> int:
+    """
+    Floats that the workspace of span_attention_backward must hold; 0: it takes none.
+    """
+
 def span_attention_forward(
     query: torch.Tensor | None,
     key: torch.Tensor | None,

@@ -88,7 +88,7 @@ void forward(View query, View key, View value, View prefix_len, View seq_len, Vi
 
 void backward(View query, View key, View value, View prefix_len, View seq_len, View start, View cu_seqlens,
               View out, View lse, View grad_out, View grad_lse, View grad_query, View grad_key,
-              View grad_value, double scale, double dropout_p, uint64_t seed, Target target) {
+              View grad_value, View workspace, double scale, double dropout_p, uint64_t seed, Target target) {
   run(target, cpu::kernels().span_attention_backward, cuda::kernels().span_attention_backward,
       {
           .problem = problem_of(query, key, value, prefix_len, seq_len, start, cu_seqlens, scale, dropout_p,
@@ -100,7 +100,12 @@ void backward(View query, View key, View value, View prefix_len, View seq_len, V
           .grad_query = rows_of(grad_query),
           .grad_key = rows_of(grad_key),
           .grad_value = rows_of(grad_value),
+          .workspace = static_cast<float*>(workspace.data),
       });
+}
+
+int64_t backward_workspace(int64_t batch, int64_t heads, int64_t rows, bool packed, Target target) {
+  return target.gpu ? SpanAttentionGpuWorkspace(batch, heads, rows, packed).size : 0;
 }
 
 }  // namespace
@@ -110,7 +115,9 @@ void register_span_attention(py::module_& m) {
         "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "scale"_a, "dropout_p"_a, "seed"_a, "target"_a);
   m.def("span_attention_backward", &backward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
         "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "grad_out"_a, "grad_lse"_a, "grad_query"_a, "grad_key"_a,
-        "grad_value"_a, "scale"_a, "dropout_p"_a, "seed"_a, "target"_a);
+        "grad_value"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a, "target"_a);
+  m.def("span_attention_backward_workspace", &backward_workspace, "batch"_a, "heads"_a, "rows"_a, "packed"_a,
+        "target"_a, "Floats that the workspace of span_attention_backward must hold; 0: it takes none.");
 }
 
 }  // namespace glm

@@ -16,6 +16,7 @@ const Kernels& kernels() {
       .gelu_mlp_gelu_grad = gelu_mlp_gelu_grad,
       .linear_cross_entropy = linear_cross_entropy,
       .span_attention_forward = span_attention_forward,
+      .span_attention_backward = span_attention_backward,
   };
   return table;
 }

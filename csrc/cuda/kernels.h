@@ -22,6 +22,7 @@ void gelu_mlp_bias_gelu(const GeluMlpBiasGelu&, cudaStream_t);
 void gelu_mlp_gelu_grad(const GeluMlpGeluGrad&, cudaStream_t);
 void linear_cross_entropy(const LinearCrossEntropy&, cudaStream_t);
 void span_attention_forward(const SpanAttentionForward&, cudaStream_t);
+void span_attention_backward(const SpanAttentionBackward&, cudaStream_t);
 
 // Those that this build has; null: none.
 struct Kernels {

@@ -36,6 +36,7 @@ const Kernels& kernels() {
       .gelu_mlp_backward = OnHost<cuda::gelu_mlp_backward>::run,
       .linear_cross_entropy = OnHost<cuda::linear_cross_entropy>::run,
       .span_attention_forward = OnHost<cuda::span_attention_forward>::run,
+      .span_attention_backward = OnHost<cuda::span_attention_backward>::run,
   };
   return table;
 }

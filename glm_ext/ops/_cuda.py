@@ -23,6 +23,7 @@ KERNELS: dict[str, tuple[torch.dtype, ...]] = {
     "linear_cross_entropy": _ALL,
     "linear_cross_entropy_backward": _ALL,
     "span_attention": _ALL,
+    "span_attention_backward": _ALL,
 }
 
 

@@ -247,8 +247,14 @@ def write_gradients(
     *tensors, seed, scale, dropout_p = saved_and_options  # query to lse
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    options = (scale, dropout_p, seed_value(seed), target("span_attention_backward", tensors[0]))
-    arguments = (*tensors, grad_out, grad_lse, *grads, *options)
+    query, prefix_len, cu_seqlens, lse = tensors[0], tensors[3], tensors[6], tensors[8]
+    where = target("span_attention_backward", query)
+    size = _C.span_attention_backward_workspace(
+        prefix_len.shape[0], query.shape[1], lse.shape[-1], cu_seqlens is not None, where
+    )
+    workspace = None if size == 0 else lse.new_empty(size)
+    options = (scale, dropout_p, seed_value(seed), where)
+    arguments = (*tensors, grad_out, grad_lse, *grads, workspace, *options)
     _C.span_attention_backward(*arguments)
 
 

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
         for (int i = 0; i < 4; ++i)
           if ((bits >> (j * 4 + i) & 1u) == 0) scores[j][i] = 0.0f;
     }
-    add_column_products<T, kKeys, kDim>(state.out, scores, shared.value[stage], lane);
+    add_column_products<T, kKeys, kDim, true>(state.out, scores, shared.value[stage], lane);
     __syncthreads();  // the stage is free again
   }
   copy_async_wait<0>();

@@ -25,6 +25,10 @@ struct Tf32Pair {
   __device__ __forceinline__ explicit Tf32Pair(uint32_t bits) : big(to_tf32(std::bit_cast<float>(bits))) {
     small = to_tf32(std::bit_cast<float>(bits) - std::bit_cast<float>(big));
   }
+  __device__ __forceinline__ uint32_t rest(uint32_t bits) const {
+    return std::bit_cast<uint32_t>(std::bit_cast<float>(bits) - std::bit_cast<float>(big) -
+                                   std::bit_cast<float>(small));
+  }
 };
 
 template <>
@@ -40,12 +44,16 @@ struct LeftFragment<float> {
   }
 };
 
-template <class T>
+// kSwapped: the bits of the product with both operands swapped. kExact: a 1 in `a` gives the float of b to
+// its last bit, which takes a third part of b.
+template <class T, bool kSwapped = false, bool kExact = false>
 __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a, uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, float>) {
     const Tf32Pair first(b0), second(b1);
+    if constexpr (kExact) mma_16x8x8_tf32(d, a.big, {first.rest(b0), second.rest(b1)});
+    if constexpr (kSwapped) mma_16x8x8_tf32(d, a.big, {first.small, second.small});
     mma_16x8x8_tf32(d, a.small, {first.big, second.big});
-    mma_16x8x8_tf32(d, a.big, {first.small, second.small});
+    if constexpr (!kSwapped) mma_16x8x8_tf32(d, a.big, {first.small, second.small});
     mma_16x8x8_tf32(d, a.big, {first.big, second.big});
   } else {
     mma_16x8x16<T>(d, a.word, {b0, b1});
@@ -54,7 +62,7 @@ __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a
 
 // sums [16, kN] += rows row0... of a, times the kN rows of b. Lane (g, t) = (lane / 4, lane % 4) holds rows g
 // and g + 8, and of each 8 columns 2t and 2t + 1.
-template <class T, int kN, int kDim>
+template <class T, int kN, bool kSwapped = false, int kDim>
 __device__ __forceinline__ void add_row_products(float (&sums)[kN / 8][4], T (*a)[kDim], int row0,
                                                  T (*b)[kDim], int lane) {
 #pragma unroll 2
@@ -66,14 +74,14 @@ __device__ __forceinline__ void add_row_products(float (&sums)[kN / 8][4], T (*a
     for (int j = 0; j < kN / 16; ++j) {
       uint32_t right[4];
       load_matrices(right, chunk_at(b, j * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
-      multiply(sums[j * 2], left, right[0], right[1]);
-      multiply(sums[j * 2 + 1], left, right[2], right[3]);
+      multiply<T, kSwapped>(sums[j * 2], left, right[0], right[1]);
+      multiply<T, kSwapped>(sums[j * 2 + 1], left, right[2], right[3]);
     }
   }
 }
 
 // sums [16, kOut] += p [16, kN], as add_row_products leaves it, times columns [0, kOut) of the kN rows of b.
-template <class T, int kN, int kOut, int kDim>
+template <class T, int kN, int kOut, bool kExact = false, int kDim>
 __device__ __forceinline__ void add_column_products(float (&sums)[kOut / 8][4], const float (&p)[kN / 8][4],
                                                     T (*b)[kDim], int lane) {
   if constexpr (std::is_same_v<T, float>) {
@@ -91,7 +99,7 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kOut / 8][4], 
           const T* at = b[k * 8 + odd] + d / 4 * 32 + (lane % 4 * 2 * kDim + place * 4 + lane / 4 % 4);
           right[odd] = std::bit_cast<uint32_t>(load_shared(at));
         }
-        multiply(sums[d], left, right[0], right[1]);
+        multiply<T, false, kExact>(sums[d], left, right[0], right[1]);
       }
     }
   } else {
@@ -104,8 +112,8 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kOut / 8][4], 
       for (int d = 0; d < kOut / 16; ++d) {
         uint32_t right[4];
         load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 + lane / 16));
-        multiply(sums[d * 2], left, right[0], right[1]);
-        multiply(sums[d * 2 + 1], left, right[2], right[3]);
+        multiply<T>(sums[d * 2], left, right[0], right[1]);
+        multiply<T>(sums[d * 2 + 1], left, right[2], right[3]);
       }
     }
   }
