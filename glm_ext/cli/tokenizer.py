@@ -7,7 +7,7 @@ from typing import Any
 
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data.corpus import warn_or_raise
-from glm_ext.data.prepare import sample_texts
+from glm_ext.data.shards import sample_texts
 from glm_ext.data.sources import Piece, find_files, read_documents
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.extras import require

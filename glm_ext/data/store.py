@@ -68,7 +68,7 @@ def open_store(path: str | Path, *, verify: bool = True) -> TokenStore:
         _check_file(root / name, expected, verify)
 
     def array(name: str, dtype: str) -> NDArray[Any]:
-        return np.memmap(root / name, dtype=dtype, mode="r")
+        return _Mapped(root / name, dtype=dtype, mode="r")
 
     def bits(name: str) -> Bits | None:
         return Bits(array(name, "u1"), header["tokens"]) if name in header["files"] else None
@@ -157,6 +157,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(path)
+
+
+class _Mapped(np.memmap):
+    """A memory map that travels to another process by the name of its file; a part of it as a copy."""
+
+    def __reduce__(self) -> Any:
+        if self.filename is not None and self.nbytes == Path(self.filename).stat().st_size:
+            return _Mapped, (self.filename, self.dtype, "r")
+        return np.array(self).__reduce__()
 
 
 class _Sink:

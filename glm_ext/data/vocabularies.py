@@ -308,7 +308,7 @@ def _meta_space(model: Any, *, dummy_prefix: bool, split: bool, literal: Sequenc
     space = lib.pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=split)
     if literal:
         spelled = "|".join(f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in literal)
-        cut = lib.pre_tokenizers.Split(lib.Regex(spelled), "isolated")
+        cut = lib.pre_tokenizers.Split(lib.Regex(spelled), "merged_with_previous")
         space = lib.pre_tokenizers.Sequence([cut, space])
     tokenizer.pre_tokenizer = space
     decoders = lib.decoders

@@ -1,5 +1,6 @@
 """glm_ext.data.prepare: the store of real files, in any number of processes and across stops."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ from glm_ext.data import (
     prepare,
     standard_objectives,
 )
-from glm_ext.data.prepare import chunks
+from glm_ext.data.shards import chunks
 
 from .sentence_texts import random_sentences
 
@@ -211,6 +212,12 @@ def test_bad_documents_stop_or_are_counted(sources: Path, tmp_path: Path) -> Non
     skip = PrepareSettings(punkt=False, on_error="skip")
     with pytest.warns(UserWarning, match="empty|broken") as warned:
         header = prepare([sources], tmp_path / "store", given_tokenizer, settings=skip)
+    went_on = dataclasses.replace(SMALL, on_error="skip")  # what was stopped may go on by skipping
+    with pytest.warns(UserWarning, match="empty|broken"):
+        prepare([sources], tmp_path / "stopped", given_tokenizer, settings=went_on)
+    assert (tmp_path / "stopped" / "tokens.bin").read_bytes() == (
+        tmp_path / "store" / "tokens.bin"
+    ).read_bytes()
     assert header["skipped"] == {"broken JSON": 1, "empty document": 1, "empty file": 1}
     assert header["documents"] == 6 + 8 + 1
     assert any("b.jsonl:2" in str(warning.message) for warning in warned)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm_ext.data import Document, Piece, Problem, find_files, read_documents
-from glm_ext.data.prepare import plan_shards
+from glm_ext.data.shards import plan_shards
 
 TEXTS = ["One.\nTwo.", "drei \u2028 vier", "五。六"]
 
