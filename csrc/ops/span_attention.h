@@ -49,9 +49,14 @@ struct SpanAttention {
       const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first;
       return {first, first, length, length, {prefix_len[b], length, 0, 0}};
     }
-    const int64_t length = seq_len == nullptr ? keys : seq_len[b];
+    // On a GPU nobody has looked at the values before: what is out of range must not be read.
+    const int64_t length = seq_len == nullptr ? keys : SpanMask::max(0, SpanMask::min(seq_len[b], keys));
     const int64_t row_offset = rows < keys ? length - rows : 0;  // decoding: the rows are the last ones
-    return {0, 0, rows, keys, {prefix_len[b], length, start == nullptr ? 0 : start[b], row_offset}};
+    return {0,
+            0,
+            rows,
+            keys,
+            {prefix_len[b], length, start == nullptr ? 0 : SpanMask::max(0, start[b]), row_offset}};
   }
 };
 
@@ -61,6 +66,16 @@ struct SpanAttentionForward {
   AttentionRows lse;  // [B, H, S] or [H, N], float; double for f64
 };
 
+// The workspace of backward on a GPU: four floats for each row of a tile of 64, one head after another.
+struct SpanAttentionGpuWorkspace {
+  int64_t head;  // rows of one head (of one sequence, when dense)
+  int64_t size;  // floats
+
+  SpanAttentionGpuWorkspace(int64_t batch, int64_t heads, int64_t rows, bool packed)
+      : head((packed ? rows / 64 + batch + 1 : (rows + 63) / 64) * 64),
+        size(4 * head * heads * (packed ? 1 : batch)) {}
+};
+
 struct SpanAttentionBackward {
   SpanAttention problem;
   AttentionRows out, lse;
@@ -68,6 +83,7 @@ struct SpanAttentionBackward {
   AttentionRows grad_lse;              // as lse; data null: none came
   AttentionRows grad_query;            // as query
   AttentionRows grad_key, grad_value;  // as key, value
+  float* workspace;                    // SpanAttentionGpuWorkspace; null on a CPU
 };
 
 }  // namespace glm

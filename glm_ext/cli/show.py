@@ -21,8 +21,8 @@ from glm_ext.data import (
     load_documents,
     standard_objectives,
 )
+from glm_ext.extras import require
 from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
 from glm_ext.train.plot_sample import SampleView, plot_sample, span_colour, view_sample
 
 _DESCRIPTION = """Draws a sample as the model sees it: Part A and Part B, the attention mask, both positions,

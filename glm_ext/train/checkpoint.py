@@ -3,6 +3,7 @@
     model.safetensors       parameters, under the public GLM names
     config.json             GLMConfig
     tokenizer.json          tokenizer of the run, where it has one
+    head.safetensors        parameters that a task adds to the model, where it does
     optimizer.safetensors   moments and step count of each parameter
     rng.safetensors         state of torch's default generator, from which dropout draws its seeds
     state.json              step and counters
@@ -26,7 +27,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glm_ext.train.extras import require
+from glm_ext.extras import require
 
 
 class CheckpointError(RuntimeError):
@@ -43,6 +44,11 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     rng: Tensor
     state: Mapping[str, Any]
+    head: Mapping[str, Tensor] | None = None
+
+
+# What every checkpoint has; tokenizer.json and head.safetensors are there where the run has them.
+_REQUIRED = ("model.safetensors", "config.json", "optimizer.safetensors", "rng.safetensors", "state.json")
 
 
 def save_checkpoint(run: Path, step: int, checkpoint: Checkpoint, *, keep_last: int) -> Path:
@@ -98,8 +104,8 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None: every file is there with its size and its SHA-256."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if not manifest:
-            return "manifest.json lists nothing"
+        if missing := [name for name in _REQUIRED if name not in manifest]:
+            return f"manifest.json does not list {', '.join(missing)}"
         for name, wanted in manifest.items():
             size = (path / name).stat().st_size
             if size != wanted["size"]:
@@ -127,6 +133,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     write_tensors("model.safetensors", checkpoint.model)
     write_tensors("optimizer.safetensors", checkpoint.optimizer)
     write_tensors("rng.safetensors", {"torch": checkpoint.rng})
+    if checkpoint.head is not None:
+        write_tensors("head.safetensors", checkpoint.head)
     write_text("config.json", json.dumps(checkpoint.config, indent=2))
     write_text("state.json", json.dumps(checkpoint.state, indent=2))
     if checkpoint.tokenizer is not None:
@@ -141,7 +149,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _read(folder: Path) -> Checkpoint:
     load_file = require("safetensors.torch", extra="train").load_file
-    tokenizer = folder / "tokenizer.json"
+    tokenizer, head = folder / "tokenizer.json", folder / "head.safetensors"
     return Checkpoint(
         model=load_file(folder / "model.safetensors"),
         config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
@@ -149,6 +157,7 @@ def _read(folder: Path) -> Checkpoint:
         optimizer=load_file(folder / "optimizer.safetensors"),
         rng=load_file(folder / "rng.safetensors")["torch"],
         state=json.loads((folder / "state.json").read_text(encoding="utf-8")),
+        head=load_file(head) if head.exists() else None,
     )
 
 

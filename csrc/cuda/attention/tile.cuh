@@ -1,4 +1,4 @@
-// Tiles of attention: which rows a block takes, which keys they see, and how a tile lies in shared memory.
+// Tiles of attention: which rows or keys a block takes, and how a tile lies in shared memory.
 #pragma once
 
 #include "core/span_mask.h"
@@ -11,43 +11,47 @@ namespace glm::cuda {
 // ---- work
 // ----------------------------------------------------------------------------------------------------
 
-struct RowTile {
-  int b;            // sequence
-  int first, rows;  // in the sequence; 0 rows: nothing to do
+struct Tile {
+  int b;             // sequence
+  int first, count;  // rows (or keys) in the sequence; count 0: nothing to do
   SpanSequence sequence;
 };
 
-// Dense: (row tiles, heads, sequences). Packed: as many row tiles as any lengths could need; the place behind
-// the last sequence counts as one more that sees nothing, so that its rows are written too.
-inline dim3 row_tile_grid(const SpanAttention& p, int tile_rows) {
-  const unsigned tiles = blocks_for(p.rows, tile_rows), heads = static_cast<unsigned>(p.heads);
+// Which of the two lengths of a sequence is cut into tiles, and the tile that starts first: the one with the
+// most work. Late rows see the most keys, early keys are seen by the most rows.
+enum class TilesOf : int { rows, keys };
+
+// Dense: (tiles, heads, sequences). Packed: as many tiles as any lengths could need; the place behind the
+// last sequence counts as one more that sees nothing, so that its rows are written too.
+inline dim3 tile_grid(const SpanAttention& p, TilesOf what, int size) {
+  const unsigned tiles = blocks_for(what == TilesOf::rows ? p.rows : p.keys, size);
+  const unsigned heads = static_cast<unsigned>(what == TilesOf::rows ? p.heads : p.kv_heads);
   if (p.cu_seqlens != nullptr) return dim3{tiles + static_cast<unsigned>(p.batch), heads, 1};
   return dim3{tiles, heads, static_cast<unsigned>(p.batch)};
 }
 
-// The block's rows. Late rows see the most keys: they start first.
-__device__ __forceinline__ RowTile find_row_tile(const SpanAttention& p, int tile_rows) {
-  int b = static_cast<int>(blockIdx.z), tile = static_cast<int>(blockIdx.x);
+template <TilesOf kWhat>
+__device__ __forceinline__ Tile find_tile(const SpanAttention& p, int index, int size) {
+  int b = static_cast<int>(blockIdx.z), tiles;
   const int batch = static_cast<int>(p.batch);
   SpanSequence sequence;
-  int tiles;
   if (p.cu_seqlens == nullptr) {
     sequence = p.sequence(b);
-    tiles = static_cast<int>((sequence.rows + tile_rows - 1) / tile_rows);
+    tiles = static_cast<int>(((kWhat == TilesOf::rows ? sequence.rows : sequence.keys) + size - 1) / size);
   } else {
     for (b = 0;; ++b) {
       if (b > batch) return {};
       const int64_t begin = p.cu_seqlens[b], end = b < batch ? p.cu_seqlens[b + 1] : p.rows;
-      tiles = static_cast<int>((end - begin + tile_rows - 1) / tile_rows);
-      if (tile < tiles) break;
-      tile -= tiles;
+      tiles = static_cast<int>((end - begin + size - 1) / size);
+      if (index < tiles) break;
+      index -= tiles;
     }
-    const int64_t begin = p.cu_seqlens[b];
-    sequence = b < batch ? p.sequence(b) : SpanSequence{begin, begin, p.rows - begin, 0, {0, 0, 0, 0}};
+    const int64_t begin = p.cu_seqlens[b], rest = p.rows - begin;
+    sequence = b < batch ? p.sequence(b) : SpanSequence{begin, begin, rest, rest, {0, 0, 0, 0}};
   }
-  const int first = (tiles - 1 - tile) * tile_rows;
-  const int rest = static_cast<int>(sequence.rows) - first;
-  return {b, first, rest < tile_rows ? rest : tile_rows, sequence};
+  const int first = (kWhat == TilesOf::rows ? tiles - 1 - index : index) * size;
+  const int rest = static_cast<int>(kWhat == TilesOf::rows ? sequence.rows : sequence.keys) - first;
+  return {b, first, rest < size ? rest : size, sequence};
 }
 
 // Key tiles [begin, end) of `size` keys hold all that rows [first, last) see; those in [full_begin, full_end)
@@ -64,31 +68,62 @@ struct KeyTiles {
   __device__ __forceinline__ bool full(int n) const { return full_begin <= n && n < full_end; }
 };
 
+// The first element of `head` in a sequence whose place in the tensor is `first`.
+template <class T>
+__device__ __forceinline__ T* rows_of(const AttentionRows& x, const SpanAttention& p, const Tile& tile,
+                                      int64_t head, int64_t first) {
+  return static_cast<T*>(x.data) + x.offset(p.cu_seqlens == nullptr ? tile.b : 0, head, first);
+}
+
+inline void check_rows(const char* name, const AttentionRows& x, int64_t element_bytes) {
+  const int64_t chunk = 16 / element_bytes;
+  GLM_CHECK(reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.batch % chunk == 0 && x.head % chunk == 0 &&
+                x.row % chunk == 0,
+            name, ": expected rows that begin at multiples of 16 bytes on a GPU, got strides ", x.batch, ", ",
+            x.head, ", ", x.row, "; call contiguous() first");
+}
+
+inline int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
 inline void check_attention(const SpanAttention& p) {
-  GLM_CHECK(p.dtype == DType::bf16 || p.dtype == DType::f16,
-            "query: expected bfloat16 or float16 on a GPU, got dtype code ", static_cast<int>(p.dtype));
-  GLM_CHECK(p.head_dim % 8 == 0 && p.head_dim <= 256,
-            "query: expected a head dim that is a multiple of 8 and at most 256 on a GPU, got ", p.head_dim);
-  for (const AttentionRows* x : {&p.query, &p.key, &p.value})
-    GLM_CHECK(reinterpret_cast<uintptr_t>(x->data) % 16 == 0 && x->batch % 8 == 0 && x->head % 8 == 0 &&
-                  x->row % 8 == 0,
-              "query, key, value: expected rows that begin at multiples of 16 bytes on a GPU, got strides ",
-              x->batch, ", ", x->head, ", ", x->row, "; call contiguous() first");
+  const int64_t bytes = element_bytes(p.dtype);
+  GLM_CHECK(p.dtype != DType::f64,
+            "query: expected float32, bfloat16 or float16 on a GPU, got float64; run it on the CPU");
+  GLM_CHECK(p.head_dim * bytes % 16 == 0 && p.head_dim <= 256,
+            "query: expected a head dim that is a multiple of ", 16 / bytes,
+            " and at most 256 on a GPU, got ", p.head_dim);
+  check_rows("query", p.query, bytes);
+  check_rows("key", p.key, bytes);
+  check_rows("value", p.value, bytes);
   GLM_CHECK(
       p.rows < (int64_t{1} << 30) && p.keys < (int64_t{1} << 30) && p.heads <= 65535 && p.batch <= 65535,
       "query: expected fewer than 2^30 rows, at most 65535 heads and 65535 sequences, got ", p.rows, ", ",
       p.heads, ", ", p.batch);
 }
 
+// Calls function(Type<T>{}, dim) with the dtype and the head dim that a kernel is compiled for.
+template <class Function>
+void visit_attention(const SpanAttention& p, Function&& function) {
+  visit_gpu_floating(p.dtype, [&]<class T>(Type<T> type) {
+    if (p.head_dim <= 64) return function(type, std::integral_constant<int, 64>{});
+    if (p.head_dim <= 128) return function(type, std::integral_constant<int, 128>{});
+    function(type, std::integral_constant<int, 256>{});
+  });
+}
+
 // ---- shared memory
 // -------------------------------------------------------------------------------------------
+
+template <class T>
+inline constexpr int kChunk = 16 / static_cast<int>(sizeof(T));  // elements of 16 bytes
 
 // A row is cut into chunks of 16 bytes, and chunk c of row r lies at place c ^ (r % 8): the 8 rows of an
 // ldmatrix, a chunk each, fall into 8 different groups of banks.
 template <class T, int kHeadDim>
 __device__ __forceinline__ T* chunk_at(T (*tile)[kHeadDim], int row, int chunk) {
+  static_assert(kHeadDim % (8 * kChunk<T>) == 0, "the swizzle takes 8 chunks of 16 bytes");
   // Written so that what is constant of the chunk stays an immediate offset.
-  return tile[row] + (chunk & ~7) * 8 + ((chunk & 7) ^ (row & 7)) * 8;
+  return tile[row] + (chunk & ~7) * kChunk<T> + ((chunk & 7) ^ (row & 7)) * kChunk<T>;
 }
 
 // Starts to copy rows [first, first + kRows) of `source` into a tile; rows outside of [begin, end) and
@@ -96,14 +131,49 @@ __device__ __forceinline__ T* chunk_at(T (*tile)[kHeadDim], int row, int chunk) 
 template <int kThreads, class T, int kRows, int kHeadDim>
 __device__ __forceinline__ void copy_rows(T (&tile)[kRows][kHeadDim], const T* source, int64_t stride,
                                           int first, int begin, int end, int head_dim) {
-  constexpr int kChunks = kHeadDim / 8, kStep = kThreads / kChunks;
+  constexpr int kChunks = kHeadDim / kChunk<T>, kStep = kThreads / kChunks;
   static_assert(kThreads % kChunks == 0 && kRows % kStep == 0);
   const int chunk = static_cast<int>(threadIdx.x) % kChunks, r0 = static_cast<int>(threadIdx.x) / kChunks;
-  const bool inside = chunk * 8 < head_dim;
-  const T* place = source + (first + r0) * stride + chunk * 8;
+  const bool inside = chunk * kChunk<T> < head_dim;
+  const T* place = source + (first + r0) * stride + chunk * kChunk<T>;
 #pragma unroll 4
   for (int r = r0; r < kRows; r += kStep, place += kStep * stride)
     copy_async(chunk_at(tile, r, chunk), place, inside && begin <= first + r && first + r < end);
+}
+
+template <class T>
+__device__ __forceinline__ Pack<T, 2> narrow_pair(float low, float high) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {{low, high}};
+  } else {
+    return std::bit_cast<Pack<T, 2>>(narrow2<T>(low, high));
+  }
+}
+
+// Writes 16 rows of sums, times scale[0] (rows g) and scale[1] (rows g + 8) of lane (g, t), to rows
+// [first, first + count) of `out`, through rows of a tile that only this warp uses.
+template <class T, int kOut, int kHeadDim>
+__device__ __forceinline__ void write_rows(T* out, int64_t stride, const float (&sums)[kOut / 8][4],
+                                           const float (&scale)[2], T (*tile)[kHeadDim], int row0, int count,
+                                           int head_dim, int lane) {
+  __syncwarp();  // the last ldmatrix of other lanes
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int d = 0; d < kOut / 8; ++d) {
+      const int column = d * 8 + lane % 4 * 2;
+      store_shared(reinterpret_cast<Pack<T, 2>*>(
+                       chunk_at(tile, row0 + half * 8 + lane / 4, column / kChunk<T>) + column % kChunk<T>),
+                   narrow_pair<T>(sums[d][half * 2] * scale[half], sums[d][half * 2 + 1] * scale[half]));
+    }
+  __syncwarp();
+  constexpr int kChunks = kOut / kChunk<T>;
+  for (int c = lane; c < 16 * kChunks; c += kWarp) {
+    const int r = c / kChunks, chunk = c % kChunks;
+    if (r < count && chunk * kChunk<T> < head_dim)
+      store_global(reinterpret_cast<Pack<T, kChunk<T>>*>(out + r * stride + chunk * kChunk<T>),
+                   load_shared(reinterpret_cast<const Pack<T, kChunk<T>>*>(chunk_at(tile, row0 + r, chunk))));
+  }
 }
 
 }  // namespace glm::cuda

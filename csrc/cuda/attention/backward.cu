@@ -1,0 +1,79 @@
+// Backward of attention: a pass over dO and out for delta, then one kernel for dQ, one for dK and dV.
+#include "cuda/attention/backward.cuh"
+#include "cuda/kernels.h"
+
+namespace glm::cuda {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kLog2E = 1.4426950408889634074;
+constexpr int kStatisticsThreads = 128;
+
+// Delta is the diagonal of dO out^T, by the mma that dP comes from: out is the value of the one key that a
+// row sees, and delta has the bits of dP. A warp takes 16 rows, in 4-byte words from global memory.
+template <class T>
+__global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(BackwardLaunch launch) {
+  const SpanAttention& p = launch.op.problem;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Tile tile = find_tile<TilesOf::rows>(p, static_cast<int>(blockIdx.x), 64);
+  if (tile.count == 0) return;
+  const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
+  const int row = tile.first + warp * 16 + lane / 4;                 // and 8 further: in the sequence
+  const auto word = [&](const AttentionRows& x, int i, int chunk) {  // word t of a chunk of 16 bytes
+    if (i >= tile.first + tile.count || chunk * kChunk<T> >= head_dim) return 0u;
+    const T* place = rows_of<T>(x, p, tile, h, tile.sequence.first_row) + i * x.row + chunk * kChunk<T>;
+    return load_global(reinterpret_cast<const uint32_t*>(place) + lane % 4);
+  };
+  float products[2][4] = {};  // rows 0 to 7 and 8 to 15 of out
+  for (int chunk = 0; chunk * kChunk<T> < head_dim; chunk += 2) {
+    const AttentionRows &grad_out = launch.op.grad_out, &out = launch.op.out;
+    const LeftFragment<T> left({word(grad_out, row, chunk), word(grad_out, row + 8, chunk),
+                                word(grad_out, row, chunk + 1), word(grad_out, row + 8, chunk + 1)});
+    multiply<T>(products[0], left, word(out, row, chunk), word(out, row, chunk + 1));
+    multiply<T>(products[1], left, word(out, row + 8, chunk), word(out, row + 8, chunk + 1));
+  }
+  if (lane % 4 != lane / 8) return;  // the others have nothing of the diagonal
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = row + half * 8;
+    const auto statistic = [&](const AttentionRows& x) {
+      return load_global(rows_of<float>(x, p, tile, h, tile.sequence.first_row) + i * x.row);
+    };
+    const float lse = i < tile.first + tile.count ? statistic(launch.op.lse) : -kInfinity;
+    RowStatistic result{kInfinity, 0.0f, 0.0f, 0.0f};
+    if (lse != -kInfinity) {
+      const float grad_lse = launch.op.grad_lse.data == nullptr ? 0.0f : statistic(launch.op.grad_lse);
+      const float delta = lane / 4 % 2 == 0 ? products[half][half * 2] : products[half][half * 2 + 1];
+      result = {lse * static_cast<float>(kLog2E), delta, grad_lse, 0.0f};
+    }
+    store_global(launch.statistics.of(p, tile, h) + i, result);
+  }
+}
+
+}  // namespace
+
+void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t stream) {
+  const SpanAttention& p = op.problem;
+  if (p.batch == 0 && p.cu_seqlens == nullptr) return;
+  if (p.heads == 0) return;
+  check_attention(p);
+  check_rows("out", op.out, element_bytes(p.dtype));
+  check_rows("grad_out", op.grad_out, element_bytes(p.dtype));
+  const BackwardLaunch params = {
+      .op = op,
+      .statistics = RowStatistics(p, op.workspace),
+      .scale = static_cast<float>(p.scale),
+      .scale_log2 = static_cast<float>(p.scale * kLog2E),
+      .keep = KeepRule(p.dropout),
+  };
+  if (p.rows > 0) {
+    visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
+      launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, 64), dim3{kStatisticsThreads, 1, 1}, 0, stream,
+             params);
+    });
+    launch_grad_query(params, stream);
+  }
+  if (p.keys > 0) launch_grad_key_and_value(params, stream);
+}
+
+}  // namespace glm::cuda

@@ -1,0 +1,125 @@
+// dQ = scale dS K: a block keeps 64 rows of Q and dO, a warp 16 of them, and the keys that they see walk by,
+// from right to left as in forward.
+#include "cuda/attention/backward.cuh"
+
+namespace glm::cuda {
+namespace {
+
+template <class Element, int kPaddedDim>
+struct GradQueryTraits : BackwardTraits<Element, kPaddedDim> {
+  using Base = BackwardTraits<Element, kPaddedDim>;
+  using Shared = typename Base::Tiles;
+  static constexpr int kBlocksPerSm = Base::kRowBytes <= 128 ? 3 : Base::kRowBytes <= 256 ? 2 : 1;
+  static_assert(sizeof(Shared) * kBlocksPerSm <= 163 * 1024, "shared memory of an sm_80");
+};
+
+// From scores (in base 2) to dS, given dP. kMasked: row g (g + 8) sees keys [begin, end[0]) ([begin,
+// end[1])).
+template <bool kMasked, int kKeys>
+__device__ __forceinline__ void score_gradients(float (&scores)[kKeys / 8][4],
+                                                const float (&grads)[kKeys / 8][4],
+                                                const RowStatistic (&statistics)[2], const KeepRule& rule,
+                                                uint32_t keep, int begin, const int (&end)[2], int key0,
+                                                int lane) {
+#pragma unroll
+  for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const RowStatistic& row = statistics[i / 2];
+      const float probability = exp2_fast(scores[j][i] - row.lse);
+      const float grad = (keep >> (j * 4 + i) & 1u) != 0 ? grads[j][i] * rule.scale : 0.0f;
+      scores[j][i] = probability * (grad - row.delta + row.grad_lse);
+      if constexpr (kMasked) {
+        const int key = key0 + j * 8 + lane % 4 * 2 + i % 2;
+        if (key < begin || key >= end[i / 2]) scores[j][i] = 0.0f;
+      }
+    }
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
+    grad_query_kernel(BackwardLaunch launch) {
+  using T = typename Traits::T;
+  constexpr int kDim = Traits::kHeadDim, kKeys = Traits::kWalk;
+  auto& shared = shared_memory<typename Traits::Shared>();
+  const SpanAttention& p = launch.op.problem;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Tile tile = find_tile<TilesOf::rows>(p, static_cast<int>(blockIdx.x), Traits::kTile);
+  if (tile.count == 0) return;
+  const SpanMask& mask = tile.sequence.mask;
+  const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
+  const int64_t kv_head = h / p.group();
+  const int row = tile.first + warp * 16 + lane / 4;  // and 8 further: in the sequence
+
+  const T* query = rows_of<T>(p.query, p, tile, h, tile.sequence.first_row);
+  const T* grad_out = rows_of<T>(launch.op.grad_out, p, tile, h, tile.sequence.first_row);
+  const T* key = rows_of<T>(p.key, p, tile, kv_head, tile.sequence.first_key);
+  const T* value = rows_of<T>(p.value, p, tile, kv_head, tile.sequence.first_key);
+
+  const KeyTiles tiles(mask, tile.first, tile.first + tile.count, kKeys);
+  const int begin = static_cast<int>(mask.begin), end = static_cast<int>(mask.length);
+  const int row_end[2] = {static_cast<int>(mask.row_end(row)), static_cast<int>(mask.row_end(row + 8))};
+  constexpr int kAhead = Traits::kStages - 1;
+  const auto fetch = [&](int n) {
+    auto& stage = shared.walking[(tiles.end - 1 - n) % Traits::kStages];
+    copy_rows<Traits::kThreads>(stage[0], key, p.key.row, n * kKeys, begin, end, head_dim);
+    copy_rows<Traits::kThreads>(stage[1], value, p.value.row, n * kKeys, begin, end, head_dim);
+  };
+  if (tiles.begin < tiles.end) {
+    const int last = tile.first + tile.count;
+    copy_rows<Traits::kThreads>(shared.fixed[0], query, p.query.row, tile.first, 0, last, head_dim);
+    copy_rows<Traits::kThreads>(shared.fixed[1], grad_out, launch.op.grad_out.row, tile.first, 0, last,
+                                head_dim);
+    if (kAhead > 0) fetch(tiles.end - 1);
+    copy_async_commit();
+  }
+  const RowStatistic* place = launch.statistics.of(p, tile, h) + row;
+  const RowStatistic statistics[2] = {load_global(place), load_global(place + 8)};
+
+  float sums[kDim / 8][4] = {};
+  uint32_t keep = kAllLanes;  // of 64 keys
+  for (int n = tiles.end - 1; n >= tiles.begin; --n) {
+    auto& stage = shared.walking[(tiles.end - 1 - n) % Traits::kStages];
+    const int key0 = n * kKeys;
+    if (n - kAhead >= tiles.begin) fetch(n - kAhead);
+    copy_async_commit();
+    copy_async_wait<kAhead>();
+    __syncthreads();
+
+    float scores[kKeys / 8][4] = {}, grads[kKeys / 8][4] = {};
+    add_row_products<T, kKeys>(scores, shared.fixed[0], warp * 16, stage[0], lane);
+    add_row_products<T, kKeys>(grads, shared.fixed[1], warp * 16, stage[1], lane);
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[j][i] *= launch.scale_log2;
+    if (launch.keep.active && (n == tiles.end - 1 || (key0 + kKeys) % 64 == 0))
+      keep = draw_rows(launch.keep, tile.b, h, row, key0, lane);
+    const uint32_t bits = keep >> key0 % 64 / 8 * 4;
+    if (tiles.full(n)) {
+      score_gradients<false, kKeys>(scores, grads, statistics, launch.keep, bits, begin, row_end, key0, lane);
+    } else {
+      score_gradients<true, kKeys>(scores, grads, statistics, launch.keep, bits, begin, row_end, key0, lane);
+    }
+    add_column_products<T, kKeys, kDim>(sums, scores, stage[0], lane);
+    __syncthreads();  // the stage is free again
+  }
+  copy_async_wait<0>();
+  T* out = rows_of<T>(launch.op.grad_query, p, tile, h, tile.sequence.first_row);
+  const int64_t stride = launch.op.grad_query.row;
+  write_rows<T, kDim>(out + (tile.first + warp * 16) * stride, stride, sums, {launch.scale, launch.scale},
+                      shared.fixed[0], warp * 16, tile.count - warp * 16, head_dim, lane);
+}
+
+}  // namespace
+
+void launch_grad_query(const BackwardLaunch& params, cudaStream_t stream) {
+  const SpanAttention& p = params.op.problem;
+  visit_attention(p, [&]<class T>(Type<T>, auto dim) {
+    using Traits = GradQueryTraits<T, dim.value>;
+    launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows, Traits::kTile),
+           dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared), stream, params);
+  });
+}
+
+}  // namespace glm::cuda

@@ -1,0 +1,122 @@
+// The two matrix products of attention for one warp, on tiles in shared memory and sums in registers:
+//
+//   add_row_products     [16, kN] += A [16, D] B [kN, D]^T    scores, and their gradients
+//   add_column_products  [16, D]  += P [16, kN] B [kN, D]     what a row gathers; P stays in registers
+//
+// A 16-byte chunk of a row is 8 bf16 or f16 elements, or 4 floats, and two chunks are the depth of one mma
+// either way: 16-bit products are m16n8k16, float ones m16n8k8 on tf32. A float is the sum of a big and a
+// small tf32 to 2^-22, and big big + big small + small big is the product of two to about as much ("3xTF32").
+#pragma once
+
+#include "cuda/attention/tile.cuh"
+
+namespace glm::cuda {
+
+// The left operand of an mma, ready for use.
+template <class T>
+struct LeftFragment {
+  uint32_t word[4];
+  __device__ __forceinline__ explicit LeftFragment(const uint32_t (&words)[4])
+      : word{words[0], words[1], words[2], words[3]} {}
+};
+
+struct Tf32Pair {
+  uint32_t big, small;
+  __device__ __forceinline__ explicit Tf32Pair(uint32_t bits) : big(to_tf32(std::bit_cast<float>(bits))) {
+    small = to_tf32(std::bit_cast<float>(bits) - std::bit_cast<float>(big));
+  }
+  __device__ __forceinline__ uint32_t rest(uint32_t bits) const {
+    return std::bit_cast<uint32_t>(std::bit_cast<float>(bits) - std::bit_cast<float>(big) -
+                                   std::bit_cast<float>(small));
+  }
+};
+
+template <>
+struct LeftFragment<float> {
+  uint32_t big[4], small[4];
+  __device__ __forceinline__ explicit LeftFragment(const uint32_t (&words)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const Tf32Pair pair(words[i]);
+      big[i] = pair.big;
+      small[i] = pair.small;
+    }
+  }
+};
+
+// kSwapped: the bits of the product with both operands swapped. kExact: a 1 in `a` gives the float of b to
+// its last bit, which takes a third part of b.
+template <class T, bool kSwapped = false, bool kExact = false>
+__device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a, uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, float>) {
+    const Tf32Pair first(b0), second(b1);
+    if constexpr (kExact) mma_16x8x8_tf32(d, a.big, {first.rest(b0), second.rest(b1)});
+    if constexpr (kSwapped) mma_16x8x8_tf32(d, a.big, {first.small, second.small});
+    mma_16x8x8_tf32(d, a.small, {first.big, second.big});
+    if constexpr (!kSwapped) mma_16x8x8_tf32(d, a.big, {first.small, second.small});
+    mma_16x8x8_tf32(d, a.big, {first.big, second.big});
+  } else {
+    mma_16x8x16<T>(d, a.word, {b0, b1});
+  }
+}
+
+// sums [16, kN] += rows row0... of a, times the kN rows of b. Lane (g, t) = (lane / 4, lane % 4) holds rows g
+// and g + 8, and of each 8 columns 2t and 2t + 1.
+template <class T, int kN, bool kSwapped = false, int kDim>
+__device__ __forceinline__ void add_row_products(float (&sums)[kN / 8][4], T (*a)[kDim], int row0,
+                                                 T (*b)[kDim], int lane) {
+#pragma unroll 2
+  for (int k = 0; k < kDim / (2 * kChunk<T>); ++k) {
+    uint32_t words[4];
+    load_matrices(words, chunk_at(a, row0 + lane % 16, k * 2 + lane / 16));
+    const LeftFragment<T> left(words);
+#pragma unroll
+    for (int j = 0; j < kN / 16; ++j) {
+      uint32_t right[4];
+      load_matrices(right, chunk_at(b, j * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+      multiply<T, kSwapped>(sums[j * 2], left, right[0], right[1]);
+      multiply<T, kSwapped>(sums[j * 2 + 1], left, right[2], right[3]);
+    }
+  }
+}
+
+// sums [16, kOut] += p [16, kN], as add_row_products leaves it, times columns [0, kOut) of the kN rows of b.
+template <class T, int kN, int kOut, bool kExact = false, int kDim>
+__device__ __forceinline__ void add_column_products(float (&sums)[kOut / 8][4], const float (&p)[kN / 8][4],
+                                                    T (*b)[kDim], int lane) {
+  if constexpr (std::is_same_v<T, float>) {
+    // What the mma takes for columns t and t + 4 of p, and rows t and t + 4 of b, are 2t and 2t + 1 in both.
+#pragma unroll
+    for (int k = 0; k < kN / 8; ++k) {
+      const LeftFragment<T> left({std::bit_cast<uint32_t>(p[k][0]), std::bit_cast<uint32_t>(p[k][2]),
+                                  std::bit_cast<uint32_t>(p[k][1]), std::bit_cast<uint32_t>(p[k][3])});
+#pragma unroll
+      for (int d = 0; d < kOut / 8; ++d) {
+        uint32_t right[2];
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {  // of 8 chunks, those that a constant tells apart
+          const int place = (d % 4 * 2 | lane / 16) ^ (lane % 4 * 2 | odd);
+          const T* at = b[k * 8 + odd] + d / 4 * 32 + (lane % 4 * 2 * kDim + place * 4 + lane / 4 % 4);
+          right[odd] = std::bit_cast<uint32_t>(load_shared(at));
+        }
+        multiply<T, false, kExact>(sums[d], left, right[0], right[1]);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kN / 16; ++k) {
+      const LeftFragment<T> left({narrow2<T>(p[k * 2][0], p[k * 2][1]), narrow2<T>(p[k * 2][2], p[k * 2][3]),
+                                  narrow2<T>(p[k * 2 + 1][0], p[k * 2 + 1][1]),
+                                  narrow2<T>(p[k * 2 + 1][2], p[k * 2 + 1][3])});
+#pragma unroll
+      for (int d = 0; d < kOut / 16; ++d) {
+        uint32_t right[4];
+        load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 + lane / 16));
+        multiply<T>(sums[d * 2], left, right[0], right[1]);
+        multiply<T>(sums[d * 2 + 1], left, right[2], right[3]);
+      }
+    }
+  }
+}
+
+}  // namespace glm::cuda
