@@ -93,6 +93,8 @@ class Run {
         statistics_(grads_ + plan_.slices * plan_.padded_width * plan_.padded_rows) {}
 
   void operator()() {
+    if (p_.grad_weight) use_large_pages(p_.grad_weight, p_.vocab * p_.width * sizeof(C));
+    use_large_pages(p_.workspace, plan_.workspace() * sizeof(C));
     const C scale = static_cast<C>(1.0 / normaliser());
     double sum = 0.0;
     int64_t next = 0;
@@ -176,6 +178,16 @@ class Run {
       std::fill(rows + r * stride + p_.width, rows + r * stride + plan_.padded_width, S{});
     }
     return {rows, stride};
+  }
+
+  // What the last product will read of a tile's rows of W, from column e on: to L2 while another product
+  // runs.
+  void prefetch_weight(int64_t v, int64_t rows, int64_t e) const {
+    if (!in_place_) return;
+    for (int64_t r = v; r < v + rows; ++r) {
+      const S* p = static_cast<const S*>(p_.weight) + r * p_.width + e;
+      for (int64_t c = 0; c < kTileCols<C>; c += 64 / sizeof(S)) __builtin_prefetch(p + c, 0, 2);
+    }
   }
 
   // The same as the vector side: column e begins at data + e * panel_stride, a step is `stride` on.
@@ -339,6 +351,7 @@ class Run {
         const int64_t ahead = std::min<int64_t>(e + kCols, p_.width - 1);
         for (int64_t i = 0; i < std::min<int64_t>(kTileRows, count - r); ++i)
           __builtin_prefetch(out + i * p_.width + ahead, 1);
+        if (p_.grad_hidden) prefetch_weight(v + r, std::min<int64_t>(kTileRows, count - r), e);
         multiply(steps, z.by_word + r * z.word_stride, z.word_stride, 1, panels_ + e * steps, kCols, out + e,
                  p_.width, std::min<int64_t>(kCols, p_.width - e), !first_chunk_);
       }

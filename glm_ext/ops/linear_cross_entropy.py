@@ -60,7 +60,9 @@ def linear_cross_entropy(
 
     Returns:
         float32, or float64 for float64 inputs. Logits and gradients are accumulated in that dtype; gradients
-        are rounded once, at the end. Under autocast ``hidden`` and ``weight`` are cast as for ``nn.Linear``.
+        are rounded once, at the end. Where the processor multiplies bfloat16, the gradient of the logits is
+        rounded to it first, as in torch. Under autocast ``hidden`` and ``weight`` are cast as for
+        ``nn.Linear``.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

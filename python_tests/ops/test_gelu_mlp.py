@@ -20,7 +20,9 @@ CASES = [
     (33, 64, 96, 31),
     (193, 48, 257, 47),
     (7, 300, 521, 5),
-    (12, 513, 259, 30),  # the most rows that are dot products, and odd lengths of them
+    (12, 513, 259, 30),  # dot products, and odd lengths of them
+    (36, 257, 131, 3),  # the most rows that are dot products
+    (37, 258, 67, 5),
     (400, 5, 3, 2),
     (1, 256, 1024, 256),  # a decoding step
 ]
@@ -57,6 +59,23 @@ def test_depth_that_is_packed_in_parts() -> None:
     """K beyond kMaxDepth: the weight gradients sum over more rows than are packed at a time."""
     check_op(ops.gelu_mlp, reference.gelu_mlp, make_inputs(4099, 3, 5, 2))
     check_op(ops.gelu_mlp, reference.gelu_mlp, make_inputs(3, 4099, 5, 2))
+
+
+@pytest.mark.parametrize("rows", [20, 200, 500])  # dot products, one block of rows, several
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_do_not_depend_on_threads(dtype: torch.dtype, rows: int) -> None:
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            inputs = [t.requires_grad_() for t in make_inputs(rows, 259, 301, 33, dtype)]
+            y = ops.gelu_mlp(*inputs)
+            runs.append((y, *torch.autograd.grad(y.sum(), inputs)))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 
 
 @pytest.mark.parametrize("which", range(5), ids=["x", "w1", "b1", "w2", "b2"])
