@@ -116,7 +116,7 @@ def _forward(
     if library.is_better(x):
         kept = post.view(hidden) if recompute == "none" else None
         library.forward(
-            rows, w1, _contiguous(b1), w2, b2, scratch.view(hidden), kept, y.view(len(rows), -1),
+            rows, w1, _contiguous(b1), w2, b2, scratch.view(hidden), kept, y.view(len(rows), w2.shape[0]),
             approximate == "tanh", where,
         )  # fmt: skip
         return y, pre, post

@@ -23,6 +23,7 @@ CASES = [
     (40, 144, 264, 72),
     (5, 33, 130, 129),
     (0, 8, 8, 8),
+    (2, 1024, 2048, 8),  # long sums
 ]
 
 
@@ -41,7 +42,7 @@ def test_matches_reference(
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 @pytest.mark.parametrize("recompute", ["none", "activation", "all"])
-@pytest.mark.parametrize("sizes", [(13, 17, 19, 23), (131, 48, 136, 24), (2, 8, 8, 3)], ids=str)
+@pytest.mark.parametrize("sizes", [(13, 17, 19, 23), (131, 48, 136, 24), (2, 8, 8, 3), (0, 8, 8, 8)], ids=str)
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 def test_products_by_a_library(
     simt: Simt,

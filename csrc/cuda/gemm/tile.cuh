@@ -177,9 +177,14 @@ struct Multiply<float, kA, kB> {
                     y = element<kB>(b, col + j * 8 + g, k + t + 4);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          mma_16x8x8_tf32(c[i][j], low[i], {x.high, y.high});
-          mma_16x8x8_tf32(c[i][j], high[i], {x.low, y.low});
-          mma_16x8x8_tf32(c[i][j], high[i], {x.high, y.high});
+          // A tensor core adds with truncation, whose errors all point the same way. So each eight of the
+          // depth starts from zero, and is added to the sum by the cores that round.
+          float sum[4] = {};
+          mma_16x8x8_tf32(sum, low[i], {x.high, y.high});
+          mma_16x8x8_tf32(sum, high[i], {x.low, y.low});
+          mma_16x8x8_tf32(sum, high[i], {x.high, y.high});
+#pragma unroll
+          for (int e = 0; e < 4; ++e) c[i][j][e] += sum[e];
         }
       }
     }
