@@ -1,18 +1,22 @@
 """A whole training step of GLM-base, ours beside plain torch: forward, backward, clipping, fused AdamW.
 
-    python -m benchmarks.train_step [--dropout 0.1] [--rounds 3] [--compile] [--threads 2]
+    python -m benchmarks.train_step [--dropout 0.1] [--rounds 3] [--compile] [--threads 2] [--memory]
 
 Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours.
+With --memory each also takes two steps in a process of its own, whose largest resident size is printed.
 The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import os
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -56,6 +60,46 @@ def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Ba
     return step
 
 
+def build_steps(options: argparse.Namespace) -> dict[str, Callable[[], Callable[[], None]]]:
+    """Each peer's step, to be built where it is wanted."""
+    dropout = {"hidden_dropout": options.dropout, "attention_dropout": options.dropout}
+    config = GLMConfig.preset(options.preset, **dropout)
+    batch = make_batch(config)
+    torch.manual_seed(0)
+    model = GLM(config)
+
+    def ours() -> Callable[[], None]:
+        return make_step(model, model.loss, batch)
+
+    def plain(compiled: bool = False) -> Callable[[], None]:
+        twin = plain_twin(model)
+        return make_step(twin, torch.compile(twin.loss) if compiled else twin.loss, batch)
+
+    peers = {"glm_ext": ours, "plain torch": plain}
+    if options.compile:
+        peers["plain torch, compiled"] = functools.partial(plain, compiled=True)
+    return peers
+
+
+def peak_memory(options: argparse.Namespace, peer: str) -> int:
+    """Bytes at the worst moment of two steps: the second holds the optimizer's state beside what it saves."""
+    torch.set_num_threads(options.threads)
+    step = build_steps(options)[peer]()
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
+
+
+def measure_memory(options: argparse.Namespace, peers: Iterable[str]) -> dict[str, int]:
+    """In a fresh process for each, which holds nothing of the others."""
+    spawn = multiprocessing.get_context("spawn")
+    found = {}
+    for peer in peers:
+        with spawn.Pool(1) as pool:
+            found[peer] = pool.apply(peak_memory, (options, peer))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,24 +108,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true", help="also the plain model under torch.compile")
+    parser.add_argument("--memory", action="store_true", help="also each peer's peak memory")
     parser.add_argument("--preset", default="base")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    config = GLMConfig.preset(
-        options.preset, hidden_dropout=options.dropout, attention_dropout=options.dropout
-    )
-    batch = make_batch(config)
-    torch.manual_seed(0)
-    model = GLM(config)
-    plain = plain_twin(model)
-    steps = {
-        "glm_ext": make_step(model, model.loss, batch),
-        "plain torch": make_step(plain, plain.loss, batch),
-    }
-    if options.compile:
-        compiled = plain_twin(model)
-        steps["plain torch, compiled"] = make_step(compiled, torch.compile(compiled.loss), batch)
+    steps = {name: build() for name, build in build_steps(options).items()}
+    # Before the steps are taken: Linux counts a child from the size of its parent on.
+    memory = measure_memory(options, steps) if options.memory else {}
 
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():  # warm-up: compilation, first touch of memory, optimizer state
@@ -102,7 +136,7 @@ def main() -> None:
         spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
         print(
             f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  "
-            f"{median / ours:5.2f}x ours"
+            f"{median / ours:5.2f}x ours" + (f"  {memory[name] / 2**20:6.0f} MiB" if memory else "")
         )
 
 
