@@ -160,7 +160,7 @@ struct Multiply<float, kA, kB> {
   static __device__ __forceinline__ void step(WarpTile<float>& c, unsigned char* a, unsigned char* b, int row,
                                               int col, int lane) {
     const int g = lane / 4, t = lane % 4;
-#pragma unroll
+#pragma unroll 1  // both at a time would take more registers than there are
     for (int k = 0; k < GemmTraits<float>::kDepth; k += 8) {
       uint32_t high[4][4], low[4][4];
 #pragma unroll
