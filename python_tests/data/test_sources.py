@@ -104,7 +104,12 @@ def test_bad_lines_are_named_and_the_rest_is_read(
     [
         ("a.txt", b"good \xff bad", "bad UTF-8", "a.txt: not UTF-8 at byte 5"),
         ("a.txt", b" \n", "empty file", "a.txt: empty, skipped"),
-        ("a.txt.gz", gzip.compress(b"words " * 50, mtime=0)[:-9], "broken file", "a.txt.gz: broken or cut off"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"words " * 50, mtime=0)[:-9],
+            "broken file",
+            "a.txt.gz: broken or cut off",
+        ),
         ("a.txt.gz", b"no gzip", "broken file", "a.txt.gz: broken or cut off"),
         ("a.txt.gz", gzip.compress(b"", mtime=0), "empty file", "a.txt.gz: empty, skipped"),
     ],
