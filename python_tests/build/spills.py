@@ -57,7 +57,7 @@ def _loops(name: str, body: dict[int, tuple[str, str]]) -> list[Loop]:
         loop = Loop(name)
         for address, (mnemonic, operands) in body.items():
             if begin <= address <= end:
-                loop.multiply_adds += bool(re.match(r"vfn?m(add|sub)\d+p", mnemonic))
+                loop.multiply_adds += bool(re.match(r"vfn?m(add|sub)\d+p|vdpbf16ps", mnemonic))
                 if ON_STACK.search(operands) and re.search(r"%[xyz]mm", operands):
                     loop.spills.append(f"{address:x}: {mnemonic} {operands}")
         if loop.multiply_adds >= LEAST:
