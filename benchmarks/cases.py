@@ -32,6 +32,7 @@ class Case:
     flops: float = 0.0  # floating-point operations that the result needs
     bytes: float = 0.0  # memory traffic that the result needs
     shape: dict[str, float | str] = field(default_factory=dict)  # the same in numbers, for plots
+    rounds: int = 5  # at the least
 
     @property
     def id(self) -> str:
@@ -352,6 +353,7 @@ def all_cases() -> Iterator[Case]:
     yield attention(4, 12, 512, 64, 410)
     yield attention(1, 12, 1024, 128, 512)
     yield gelu_mlp(2048, 768, 3072)
+    yield gelu_mlp(2048, 768, 3072, torch.bfloat16)
     yield linear(2048, 768, 2304)
     yield linear(2048, 768, 768)
     yield embedding_2d(4096, 768, 30592, 513, dropout_p=0.1)

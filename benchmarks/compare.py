@@ -1,6 +1,6 @@
 """Every case with its peers taking turns, round after round, in one process: where the tables come from.
 
-    python -m benchmarks.compare [--suite ops|attention] [--only REGEX] [--threads 2] [--isa avx2] --out FILE
+    python -m benchmarks.compare [--suite ops|attention|step] [--only REGEX] [--isa avx2] --out FILE
 
 Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak
 is measured before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
@@ -30,8 +30,9 @@ import torch
 from glm_ext import _C
 
 from .cases import OURS, Case, all_cases, attention_sweep
+from .train_step import step_cases
 
-SUITES = {"ops": all_cases, "attention": attention_sweep}
+SUITES = {"ops": all_cases, "attention": attention_sweep, "step": step_cases}
 HELD_TO_AVX2 = {  # read when the libraries load: ours, ATen, MKL, oneDNN
     "GLM_FORCE_ISA": "avx2",
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -41,7 +42,7 @@ HELD_TO_AVX2 = {  # read when the libraries load: ours, ATen, MKL, oneDNN
 
 
 def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
-    """Medians and p20/p80 of every peer, in seconds; at least five rounds."""
+    """Medians and p20/p80 of every peer, in seconds; at least case.rounds rounds."""
     peers = case.peers()
     for run in peers.values():  # compilation, first touch of memory
         run()
@@ -49,7 +50,7 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
     peak = _C.fma_peak(threads)
     times: dict[str, list[float]] = {name: [] for name in peers}
     begin = time.perf_counter()
-    while len(times[OURS]) < 5 or time.perf_counter() - begin < seconds:
+    while len(times[OURS]) < case.rounds or time.perf_counter() - begin < seconds:
         for name, run in peers.items():
             start = time.perf_counter()
             run()

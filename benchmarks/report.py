@@ -49,7 +49,9 @@ def ratio(case: dict[str, Any], peer: str) -> float:
 
 
 def spread(times: dict[str, float]) -> str:
-    return f"{1e3 * times['median']:.3g} ms ({1e3 * times['p20']:.3g}-{1e3 * times['p80']:.3g})"
+    factor, unit = (1.0, "s") if times["median"] >= 1.0 else (1e3, "ms")
+    median, p20, p80 = (f"{factor * times[name]:.3g}" for name in ("median", "p20", "p80"))
+    return f"{median} {unit} ({p20}-{p80})"
 
 
 def reached(case: dict[str, Any], peer: str = OURS) -> str:

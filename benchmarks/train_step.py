@@ -5,6 +5,7 @@
 Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours.
 With --memory each also takes two steps in a process of its own, whose largest resident size is printed.
 The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
+`python -m benchmarks.compare --suite step` measures the same for the tables.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
 from glm_ext import GLM, Batch, GLMConfig
 
+from .cases import Case, Peer, visible_pairs
 from .plain_glm import plain_twin
 
 B, S, PREFIX = 4, 512, 410
@@ -60,10 +62,9 @@ def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Ba
     return step
 
 
-def build_steps(options: argparse.Namespace) -> dict[str, Callable[[], Callable[[], None]]]:
-    """Each peer's step, to be built where it is wanted."""
-    dropout = {"hidden_dropout": options.dropout, "attention_dropout": options.dropout}
-    config = GLMConfig.preset(options.preset, **dropout)
+def build_steps(preset: str, dropout: float, compiled: bool) -> dict[str, Callable[[], Callable[[], None]]]:
+    """Each peer's step, to be built where it is wanted; the compiled twin too if asked for."""
+    config = GLMConfig.preset(preset, hidden_dropout=dropout, attention_dropout=dropout)
     batch = make_batch(config)
     torch.manual_seed(0)
     model = GLM(config)
@@ -76,15 +77,40 @@ def build_steps(options: argparse.Namespace) -> dict[str, Callable[[], Callable[
         return make_step(twin, torch.compile(twin.loss) if compiled else twin.loss, batch)
 
     peers = {"glm_ext": ours, "plain torch": plain}
-    if options.compile:
+    if compiled:
         peers["plain torch, compiled"] = functools.partial(plain, compiled=True)
     return peers
+
+
+def step_cases() -> Iterator[Case]:
+    """The step of GLM-base with and without dropout, as a suite of benchmarks.compare."""
+    for dropout, compiled in ((0.1, True), (0.0, False)):
+
+        def peers(dropout: float = dropout, compiled: bool = compiled) -> dict[str, Peer]:
+            return {name: build() for name, build in build_steps("base", dropout, compiled).items()}
+
+        yield Case(
+            op="GLM-base step",
+            name=f"B={B} S={S} a={PREFIX} dropout={dropout} f32",
+            peers=peers,
+            flops=step_flops(GLMConfig.preset("base")),
+            rounds=3,
+        )
+
+
+def step_flops(config: GLMConfig) -> float:
+    """Of forward and backward: the blocks' matrices, attention's visible pairs, the rows with a loss."""
+    width, layers = config.hidden_size, config.num_layers
+    blocks = 6 * B * S * layers * width * (4 * width + 2 * config.ffn_hidden_size)
+    attention = 3.5 * 4 * width * visible_pairs(S, PREFIX) * B * layers
+    head = 6 * B * (S - PREFIX) * width * config.vocab_size
+    return blocks + attention + head
 
 
 def peak_memory(options: argparse.Namespace, peer: str) -> int:
     """Bytes at the worst moment of two steps: the second holds the optimizer's state beside what it saves."""
     torch.set_num_threads(options.threads)
-    step = build_steps(options)[peer]()
+    step = build_steps(options.preset, options.dropout, options.compile)[peer]()
     step()
     step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
@@ -113,7 +139,9 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    steps = {name: build() for name, build in build_steps(options).items()}
+    steps = {
+        name: build() for name, build in build_steps(options.preset, options.dropout, options.compile).items()
+    }
     # Before the steps are taken: Linux counts a child from the size of its parent on.
     memory = measure_memory(options, steps) if options.memory else {}
 

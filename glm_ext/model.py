@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from .batch import Batch, PackedBatch
 from .branches import Branches
+from .cache import KVCache
 from .config import GLMConfig
-from .nn import GLMBlock, KVCache, Layer
+from .nn import GLMBlock, Layer
 from .ops.reference import Lengths
 
 

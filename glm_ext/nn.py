@@ -7,7 +7,6 @@ Shape letters: B batch, S sequence, T cached and new tokens together, H heads, D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .branches import Branches
+from .cache import KVCache
 from .ops import auto, reference
 from .ops._library import autocast_dtype
 from .ops.reference import Lengths
@@ -85,57 +85,6 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}, backend={self.backend!r}"
-
-
-@dataclass(slots=True)
-class KVCache:
-    """The keys and values that one attention layer has seen, in room allocated once. No gradient.
-
-    >>> cache = KVCache.allocate(batch_size=1, num_heads=2, capacity=8, head_dim=4)
-    >>> key, value = cache.append(*torch.zeros(2, 1, 2, 3, 4))
-    >>> key.shape, cache.length
-    (torch.Size([1, 2, 3, 4]), 3)
-    """
-
-    key: Tensor  # [B, H, capacity, D]
-    value: Tensor  # [B, H, capacity, D]
-    length: int = 0  # tokens held
-
-    @classmethod
-    def allocate(
-        cls,
-        batch_size: int,
-        num_heads: int,
-        capacity: int,
-        head_dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> KVCache:
-        key, value = torch.empty(2, batch_size, num_heads, capacity, head_dim, device=device, dtype=dtype)
-        return cls(key, value)
-
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores S more tokens [B, H, S, D] and returns all T so far, as views [B, H, T, D]."""
-        end, capacity = self.length + key.shape[2], self.key.shape[2]
-        if end > capacity:
-            raise ValueError(f"cache: expected room for {end} tokens, got {capacity}; allocate a larger one")
-        self.key[:, :, self.length : end] = key
-        self.value[:, :, self.length : end] = value
-        self.length = end
-        return self.key[:, :, :end], self.value[:, :, :end]
-
-    def take(self, rows: Tensor) -> KVCache:
-        """A new cache that holds these sequences of the batch, in this order; one may come several times."""
-        key, value = (x.new_empty(len(rows), *x.shape[1:]) for x in (self.key, self.value))
-        key[:, :, : self.length] = self.key[rows, :, : self.length]
-        value[:, :, : self.length] = self.value[rows, :, : self.length]
-        return KVCache(key, value, self.length)
-
-    def reorder(self, rows: Tensor, first: int = 0) -> None:
-        """Sequence i becomes what sequence rows[i] was, from token `first` on; nothing else is copied."""
-        for x in (self.key, self.value):
-            x[:, :, first : self.length] = x[rows, :, first : self.length]
 
 
 class SpanAttention(Layer):

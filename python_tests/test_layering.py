@@ -36,12 +36,13 @@ PYTHON = {
     "_C": set[str](),
     "ops": {"_C"},
     "branches": {"ops"},
-    "nn": {"ops", "branches"},
+    "cache": set[str](),
+    "nn": {"ops", "branches", "cache"},
     "config": set[str](),
     "batch": set[str](),
-    "data": {"batch"},
-    "model": {"nn", "config", "batch", "branches", "ops"},
-    "generate": {"model", "nn", "config", "data"},
+    "data": {"batch", "extras"},
+    "model": {"nn", "cache", "config", "batch", "branches", "ops"},
+    "generate": {"model", "nn", "cache", "config", "data"},
     "interop": {"model", "config"},
     "info": {"_C", "ops"},
     "extras": set[str](),
@@ -51,7 +52,7 @@ PYTHON = {
         *("train", "tasks", "generate", "interop", "model", "data", "config", "batch", "info", "ops", "nn"),
         "extras",
     },
-    "": {"_C", "ops", "nn", "config", "batch", "model", "generate", "interop"},
+    "": {"_C", "ops", "nn", "cache", "config", "batch", "model", "generate", "interop"},
 }
 
 

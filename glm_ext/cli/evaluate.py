@@ -12,8 +12,8 @@ from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.extras import require
 from glm_ext.tasks import TASKS, Task, load_task
 from glm_ext.train.checkpoint import load_checkpoint
-from glm_ext.train.config import config_errors
 from glm_ext.train.load import load_model
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = f"""The metrics of a trained model on a file of examples, JSON lines or CSV.
 Tasks: {", ".join(TASKS)}."""

@@ -10,8 +10,8 @@ from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
 from glm_ext.extras import require
 from glm_ext.generate import fill
-from glm_ext.train.config import config_errors
 from glm_ext.train.load import load_model
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Fills every [MASK] (a few words), [sMASK] (a sentence) and [gMASK] (the rest) of a text.
 Without a text it asks for one after another; from a pipe or a file it fills each line."""

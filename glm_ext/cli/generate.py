@@ -8,8 +8,8 @@ from glm_ext.cli.errors import user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
 from glm_ext.extras import require
 from glm_ext.generate import generate, stream
-from glm_ext.train.config import config_errors
 from glm_ext.train.load import load_model
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Continues a prompt, or writes a text out of nothing where none is given; shows it as it is
 written. By default it draws at temperature 0.8 up to 128 tokens; with --num_beams it searches first and shows

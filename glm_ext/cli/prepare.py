@@ -16,7 +16,7 @@ from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data.prepare import PrepareSettings, file_checksum, prepare
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.extras import require
-from glm_ext.train.config import config_errors
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Makes a token store of files and folders: .txt (a document), .jsonl (a document a line,
 as {"text": ...} or {"prompt": ..., "text": ...}), both also as .gz, and .parquet with such columns. Stopped
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> Any:
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
-        prog="glm-ext prepare", description=_DESCRIPTION, exit_on_error=False
+        prog="glm-ext prepare", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )
     add = parser.add_argument
     add("sources", type=str, nargs="+", help="files, and folders that are searched for such files")

@@ -31,10 +31,10 @@ from glm_ext.data import (
 from glm_ext.generate import fill
 from glm_ext.model import GLM
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
-from glm_ext.train.config import ConfigError, TrainConfig
+from glm_ext.train.config import TrainConfig
 from glm_ext.train.log import RunLog
 from glm_ext.train.plot import plot_loss
-from glm_ext.train.settings import config_errors, config_parser, from_namespace, setting_names
+from glm_ext.train.settings import ConfigError, config_errors, config_parser, from_namespace, setting_names
 from glm_ext.train.trainer import Diverged, Trainer
 
 _DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the

@@ -11,7 +11,7 @@ from glm_ext.data.shards import sample_texts
 from glm_ext.data.sources import Piece, find_files, read_documents
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.extras import require
-from glm_ext.train.config import config_errors
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Writes a tokenizer.json: trained on files and folders of text (the kinds that glm-ext
 prepare reads), or with --adopt the vocabulary of GPT-2, BERT or sentencepiece."""
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> Any:
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
-        prog="glm-ext tokenizer", description=_DESCRIPTION, exit_on_error=False
+        prog="glm-ext tokenizer", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )
     add = parser.add_argument
     add("sources", type=str, nargs="*", help="files, and folders that are searched for such files")

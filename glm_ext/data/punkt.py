@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from .extras import optional
+from glm_ext.extras import require
 
 _CHINESE_END = re.compile("[。？！；…]+[”’」』）\"')]*")
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
@@ -67,4 +67,4 @@ class SentenceSplitter:
 
 
 def _punkt() -> Any:
-    return optional("nltk.tokenize.punkt", extra="data", purpose="splitting sentences by Punkt")
+    return require("nltk.tokenize.punkt", extra="data", purpose="splitting sentences by Punkt")

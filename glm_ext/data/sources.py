@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from .extras import optional
+from glm_ext.extras import require
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".parquet")
 _RECORD = 'an object with a string "text" and, where there is one, a string "prompt"'
@@ -143,7 +143,7 @@ def _json_lines(piece: Piece, report: Report) -> Iterator[Document]:
 
 
 def _parquet_rows(file: Path, report: Report) -> Iterator[Document]:
-    parquet = optional("pyarrow.parquet", extra="data", purpose=f"{file}: reading .parquet")
+    parquet = require("pyarrow.parquet", extra="data", purpose=f"{file}: reading .parquet")
     try:
         table = parquet.ParquetFile(file)
     except (ValueError, OSError) as error:  # pyarrow's errors are of these kinds

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .extras import optional
+from glm_ext.extras import require
+
 from .special import MASK_TOKENS, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ _UNUSED = "[UNUSED]"
 def library() -> Any:
     """The tokenizers library, with its parts."""
     for part in ("decoders", "models", "normalizers", "pre_tokenizers", "trainers"):
-        optional(f"tokenizers.{part}", extra="train", purpose="GLMTokenizer")
-    return optional("tokenizers", extra="train", purpose="GLMTokenizer")
+        require(f"tokenizers.{part}", extra="train", purpose="GLMTokenizer")
+    return require("tokenizers", extra="train", purpose="GLMTokenizer")
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -171,7 +172,7 @@ def _read_bert(path: Path) -> Tokenizer:
 
 
 def _read_sentencepiece(path: Path) -> Tokenizer:
-    proto = optional("sentencepiece.sentencepiece_model_pb2", extra="data", purpose=f"{path}: reading it")
+    proto = require("sentencepiece.sentencepiece_model_pb2", extra="data", purpose=f"{path}: reading it")
     lib = library()
     model = proto.ModelProto()
     try:

@@ -2,14 +2,8 @@ import dataclasses
 
 import pytest
 
-from glm_ext.train.config import (
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    ObjectivesConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from glm_ext.train.config import DataConfig, ModelConfig, ObjectivesConfig, OptimConfig, TrainConfig
+from glm_ext.train.settings import ConfigError
 
 UNUSUAL = TrainConfig(
     steps=7,
