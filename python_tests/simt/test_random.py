@@ -81,6 +81,8 @@ def test_gelu_mlp(simt: Simt, seed: int) -> None:
     rng = random.Random(seed)
     unit = rng.choice([1, 8])
     sizes = [rng.randint(1, 300 // unit) * unit for _ in range(4)]
+    # The rule takes torch's largest error in a tensor: of a bias of one number it may be nought by luck.
+    sizes[2:] = [max(size, 8) for size in sizes[2:]]
     inputs = mlp_tests.make_inputs(*sizes, rng.choice(GPU_DTYPES))
     random_schedule(simt, rng)
     with simt.in_place_of_C():
