@@ -30,7 +30,7 @@ struct ForwardTraits {
   static constexpr int kHeadDim = kPaddedDim;
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
   static constexpr int kRows = 64;  // 4 warps of 16: one row tile of the mma each
-  static constexpr int kKeys = kRowBytes <= 512 ? 64 : 32;
+  static constexpr int kKeys = kRowBytes <= 512 ? 64 : 16;
   static constexpr int kStages = kRowBytes <= 512 ? 2 : 1;
   static constexpr int kThreads = 128;
   static constexpr int kBlocksPerSm = kRowBytes <= 128 ? 3 : kRowBytes <= 256 ? 2 : 1;
