@@ -16,6 +16,7 @@ lint: build
 	mypy
 	@clang-format --dry-run -Werror $(CPP)
 	python tools/stubs.py --check
+	python -m benchmarks.report --check
 
 format:
 	ruff check --fix-only --quiet .
