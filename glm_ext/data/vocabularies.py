@@ -255,8 +255,8 @@ def _added_tokens(names: Iterable[str]) -> list[Any]:
 _MERGES = ("merges.txt", "vocab.bpe")
 
 # Of a folder the first that is there is read, after a sentencepiece model: what tells the kind of vocabulary
-# comes before tokenizer.json, whose ids may be others; and that before vocab.json, since it says how words are
-# split.
+# comes before tokenizer.json, whose ids may be others; and that before vocab.json, since it says how words
+# are split.
 _READERS = {
     "vocab.txt": _read_bert,
     "tokenizer.json": _read_any_json,
