@@ -109,18 +109,18 @@ def _begin(root: Path, files: list[Path], settings: PrepareSettings, tokenizer_n
         "tokenizer": tokenizer_name,
     }
     path = root / PLAN
+    begun = (root / "tokenizer.json").exists()  # made first: before it, nothing is of the plan
     if (root / HEADER).exists():
         raise FileExistsError(f"{root}: a finished token store; choose another folder, or remove this one")
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != plan:
-            raise ValueError(
-                f"{root}: begun with other files or settings; give the same ones to go on, or remove it"
-            )
-    elif root.exists() and any(not file.name.startswith(".") for file in root.iterdir()):
+    if not path.exists() and root.exists() and any(not file.name.startswith(".") for file in root.iterdir()):
         raise FileExistsError(f"{root}: exists and is no token store; choose another folder")
-    else:
+    if not (path.exists() and begun):
         root.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(plan).encode())
+    elif json.loads(path.read_text(encoding="utf-8")) != plan:
+        raise ValueError(
+            f"{root}: begun with other files or settings; give the same ones to go on, or remove it"
+        )
     (root / "shards").mkdir(exist_ok=True)
 
 

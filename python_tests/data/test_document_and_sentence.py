@@ -121,7 +121,7 @@ def test_several_documents_are_continued_never_infilled(closed: bool) -> None:
 
 
 def test_a_book_in_pieces_has_examples_longer_than_a_piece() -> None:
-    """What is held out of one long document are pieces of it, which a text joins without an eos between them."""
+    """To hold some out, one long document is cut: a text joins pieces of it without an eos between them."""
     book = TokenDocuments(np.append(np.arange(40_000) % 900 + FIRST_WORD, IDS.eos), np.array([0, 40_001]))
     rest = split_token_documents(book).train
     batches = ExampleBatches(documents=rest, ids=IDS, batch_size=8, max_length=2048, objective=document_span)
