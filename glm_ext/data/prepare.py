@@ -83,8 +83,8 @@ def prepare(
     skipped: Counter[str] = Counter()
     for number in range(len(shards)):
         with np.load(shard_file(root, number)) as shard:
-            ends = Bits(shard["ends"], len(shard["tokens"]))
-            writer.add(shard["tokens"], shard["lengths"], shard["prompts"], ends[:])
+            tokens = shard["tokens"]  # read from the file each time that it is asked for
+            writer.add(tokens, shard["lengths"], shard["prompts"], Bits(shard["ends"], len(tokens))[:])
             skipped.update(json.loads(str(shard["skipped"])))
     if not writer.documents:
         raise ValueError(
