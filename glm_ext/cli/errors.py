@@ -14,7 +14,8 @@ class UserError(Exception):
 def user_errors() -> Iterator[None]:
     """Around the reading of arguments, files and checkpoints: what they raise is the user's to mend.
 
-    The work itself stays outside, so that a defect of ours keeps its traceback.
+    Training stays outside, so that a defect of ours keeps its traceback. `prepare`, `tokenizer` and `show`
+    read as they work: there all of it is inside.
     """
     from glm_ext.train.checkpoint import CheckpointError
 

@@ -6,7 +6,6 @@ config.yaml  tokenizer.json  data.json  metrics.jsonl  tb/  step-N/  best/step-M
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.resume import resumed, stopped_by
 from glm_ext.config import GLMConfig
+from glm_ext.data.files import file_sha256
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.model import GLM
 from glm_ext.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -152,7 +152,7 @@ def train(job: Job) -> int:
 
 def check_same_files(path: Path, files: dict[str, Path]) -> None:
     """Records in a new run which examples it learns from; a resumed run must find the same."""
-    now = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    now = {name: file_sha256(file) for name, file in files.items()}
     if not path.exists():
         path.write_text(json.dumps(now, indent=2), encoding="utf-8")
         return

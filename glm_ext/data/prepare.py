@@ -7,7 +7,6 @@ hard, goes on with those that are missing; and the store has the same bytes for 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from .bits import Bits
+from .files import write_atomically
 from .punkt import SentenceSplitter
 from .shards import Encoder, OnError, encode_all, plan_shards, sample_texts, shard_file
 from .sources import Piece, find_files
-from .store import HEADER, PLAN, StoreWriter, write_atomically
+from .store import HEADER, PLAN, StoreWriter
 from .tokenizer import GLMTokenizer
 
 
@@ -132,8 +132,7 @@ def _tokenizer(
 ) -> GLMTokenizer:
     if not (root / "tokenizer.json").exists():
         made = make(sample_texts(list(chain.from_iterable(shards)), settings.sample_characters))
-        part = made.save(root / ".tokenizer.json")
-        part.replace(root / "tokenizer.json")
+        write_atomically(root / "tokenizer.json", made.to_json().encode())
     return GLMTokenizer.load(root)
 
 
@@ -143,8 +142,3 @@ def _splitter(root: Path, shards: list[list[Piece]], settings: PrepareSettings) 
         texts = sample_texts(list(chain.from_iterable(shards)), settings.punkt_characters)
         write_atomically(path, SentenceSplitter.train(texts).parameters.encode())
     return SentenceSplitter(path.read_text(encoding="utf-8"))
-
-
-def file_checksum(path: Path) -> str:
-    """Tells one file from another, for tokenizer_name."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bits import Bits, Flags
+from .files import write_atomically
 from .punkt import SentenceSplitter
 from .sources import Piece, Problem, Report, read_documents
 from .spans import Ints
-from .store import token_dtype, write_atomically
+from .store import token_dtype
 from .tokenizer import GLMTokenizer
 
 _MAX_CHARACTERS = 1 << 20  # of a text that is encoded at once: more costs memory, not less time

@@ -91,7 +91,7 @@ class GLMTokenizer:
     def save(self, path: str | Path) -> Path:
         """Writes tokenizer.json (into `path` if that is a folder) and returns where it is."""
         file = _json_file(path)
-        self._tokenizer.save(str(file))
+        file.write_text(self.to_json(), encoding="utf-8", newline="")
         return file
 
     @classmethod
@@ -101,7 +101,7 @@ class GLMTokenizer:
 
     def to_json(self) -> str:
         """What `save` writes."""
-        text: str = self._tokenizer.to_str()
+        text: str = self._tokenizer.to_str(pretty=True)
         return text
 
     def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:

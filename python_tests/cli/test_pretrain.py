@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from glm_ext.cli import main
+from glm_ext.cli import main, pretrain
 from glm_ext.train import TrainConfig, load_checkpoint, load_model
 from glm_ext.train.trainer import Trainer
 
@@ -106,6 +106,14 @@ def test_packed_batches_train_and_resume(tmp_path, small_run, capsys):
     assert TrainConfig.from_yaml(run / "config.yaml").data.token_budget == 200
 
 
+def test_no_document_of_a_packed_batch_sees_another(tmp_path, small_run):
+    options = [*small_run, "--data.packing", "true", "--run", str(tmp_path / "run")]
+    job = pretrain.prepare(*pretrain.parse(options))
+    for batch in [*job.train.take(3), *job.held_out]:
+        assert (batch.tokens == job.tokenizer.cls_id).sum() == len(batch.prefix_len) > 1
+        assert batch.num_tokens <= 4 * 32
+
+
 def start(arguments):
     """The command as a child process; what the machine's own threads do stays out of the way."""
     return subprocess.Popen(
@@ -164,7 +172,7 @@ else:  # while step 10 is saved: some files are written
     save = Trainer.save
     def half(self):
         if self.steps_taken == 10:
-            checkpoint._digest = die
+            checkpoint.file_sha256 = die
         return save(self)
     Trainer.save = half
 main(arguments)
