@@ -189,61 +189,17 @@ def _heads_last(x: Tensor) -> Tensor:
 
 
 def _backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_len: Tensor,
-    seq_len: Tensor | None,
-    start: Tensor | None,
-    cu_seqlens: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    seed: Tensor | None,
-    scale: float,
-    dropout_p: float,
+    grad_out: Tensor, grad_lse: Tensor | None, *saved_and_options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _backward_fake(
-        grad_out,
-        grad_lse,
-        query,
-        key,
-        value,
-        prefix_len,
-        seq_len,
-        start,
-        cu_seqlens,
-        out,
-        lse,
-        seed,
-        scale,
-        dropout_p,
-    )
-    write_gradients(
-        grads,
-        grad_out,
-        grad_lse,
-        query,
-        key,
-        value,
-        prefix_len,
-        seq_len,
-        start,
-        cu_seqlens,
-        out,
-        lse,
-        seed,
-        scale,
-        dropout_p,
-    )
+    grads = _backward_fake(grad_out, grad_lse, *saved_and_options)
+    write_gradients(grads, grad_out, grad_lse, *saved_and_options)
     return grads
 
 
 def write_gradients(
     grads: Sequence[Tensor], grad_out: Tensor, grad_lse: Tensor | None, *saved_and_options: Any
 ) -> None:
-    """Fill `grads`, of query, key and value; any strides with unit last stride. The rest as `_backward`."""
+    """Fill `grads`, of query, key and value; unit last stride. The rest as `_backward_fake`."""
     *tensors, seed, scale, dropout_p = saved_and_options  # query to lse
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
