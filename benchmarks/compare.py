@@ -6,8 +6,7 @@ Interleaving lets all peers see the same machine; the ratio of medians then hold
 is measured before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
 
 --isa avx2 holds everybody to AVX2, ours and the libraries of the peers: about what a machine without AVX-512
-sees. It leaves bfloat16 out: torch asks the processor what it can do, and would call, held so, a part of
-oneDNN that no machine without these units calls.
+sees.
 """
 
 from __future__ import annotations
@@ -131,8 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.execve(sys.executable, again, {**os.environ, **HELD_TO_AVX2})
     torch.set_num_threads(options.threads)
     cases = [case for case in SUITES[options.suite]() if re.search(options.only, case.id)]
-    if options.isa:
-        cases = [case for case in cases if "bf16" not in case.name]
     run(cases, options.suite, options.seconds, options.threads, options.out)
 
 
