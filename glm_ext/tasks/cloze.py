@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from glm_ext.extras import require
-from glm_ext.generate.decoder import inference
-from glm_ext.model import GLM
+from glm_ext.model import GLM, inference
 
 from .choices import Question, choice_log_probs, choice_loss
 from .metrics import METRICS
@@ -161,7 +160,6 @@ class Cloze:
         )
         self._pieces = parse_pattern(description.pattern)
         self._check_verbalizer()
-        self._masks = {tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id}
 
     def examples(self, path: Path) -> list[Question]:
         expand = self.description.expand or (lambda record: [record])
@@ -179,7 +177,7 @@ class Cloze:
         texts = self._choices(record)
         return Question(
             context=context,
-            place=next(place for place, token in enumerate(context) if token in self._masks),
+            place=next(place for place, token in enumerate(context) if token in self.tokenizer.mask_ids),
             choices=self._encode(texts),
             gold=self._gold(record, len(texts)),
             texts=texts,

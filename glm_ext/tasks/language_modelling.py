@@ -19,7 +19,7 @@ from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
 
 from .likelihood import Likelihood, continuation, mask_field
-from .records import Fields, Record, examples_of, read_records
+from .records import Fields, Record, examples_of, read_records, read_text
 
 if TYPE_CHECKING:
     from glm_ext.data.tokenizer import GLMTokenizer
@@ -104,8 +104,8 @@ class Perplexity(Likelihood):
         self.unidirectional, self.mask = unidirectional, mask_field(mask)
 
     def examples(self, path: Path) -> list[Passage]:
-        if path.suffix == ".txt":
-            records = [Record(1, {"text": path.read_text("utf-8")})]
+        if path.suffix.lower() == ".txt":
+            records = [Record(1, {"text": read_text(path)})]
         else:
             records = read_records(path)
         return examples_of(path, records, self._examples)
@@ -207,7 +207,7 @@ class Infill(Likelihood):
         )
         part_a = blocks.tokens[: blocks.prefix_len].tolist()
         places = [place for place, token in enumerate(part_a) if token == ids.mask]
-        yield Gaps(blocks=blocks, prompt=Prompt(part_a, places, [ids.mask] * len(places)), answers=answers)
+        yield Gaps(blocks=blocks, prompt=Prompt(part_a, places), answers=answers)
 
     def metrics(self, model: GLM, examples: Sequence[Gaps]) -> dict[str, float]:
         per_target = sum(self.nll(model, examples)) / sum(

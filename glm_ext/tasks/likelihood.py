@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from glm_ext.data.blocks import Example
 from glm_ext.data.collate import collate
 from glm_ext.data.special import SPECIAL_TOKENS
-from glm_ext.generate.decoder import inference
-from glm_ext.model import GLM
+from glm_ext.model import GLM, inference
 
 if TYPE_CHECKING:
     from glm_ext.data.tokenizer import GLMTokenizer

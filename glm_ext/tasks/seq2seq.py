@@ -127,7 +127,7 @@ class Seq2Seq:
         """
         tokenizer = self.tokenizer
         context = [*self._before, *tokenizer.encode(source)[: self._room], *self._after]
-        masks = {getattr(tokenizer.ids, name) for name in ("mask", "gmask", "smask")}
+        masks = tokenizer.mask_ids
         place = next(place for place, token in enumerate(context) if token in masks)
         # A blank swallows the white space on its left, so what fills it begins with it.
         answer = [*tokenizer.encode(f" {target.strip()}"), tokenizer.eop_id]
@@ -182,7 +182,7 @@ class Seq2Seq:
         texts = []
         for first in range(0, len(examples), options.eval_batch_size):
             pairs = examples[first : first + options.eval_batch_size]
-            prompts = [Prompt(pair.context, [pair.place], [pair.context[pair.place]]) for pair in pairs]
+            prompts = [Prompt(pair.context, [pair.place]) for pair in pairs]
             for [span] in fill_prompts(model, self.tokenizer, prompts, None, config):
                 texts.append(self.tokenizer.decode(span).strip())
         return texts

@@ -83,7 +83,7 @@ class Wsc(Likelihood):
         )
         yield Referent(
             blocks=blocks,
-            prompt=Prompt(context, [place], [ids.mask]),
+            prompt=Prompt(context, [place]),
             span=span,
             label=record.get("label"),
         )

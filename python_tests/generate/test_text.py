@@ -90,7 +90,7 @@ def test_special_tokens_are_plain_text_unless_asked(tokenizer):
     assert plain.count(tokenizer.eop_id) == 0
     assert asked.count(tokenizer.ids.sep) == asked.count(tokenizer.eop_id) == 1
     prompt = encode_continuation(tokenizer, "the [MASK] [gMASK] ", 64)
-    assert prompt.mask_positions == [len(prompt.tokens) - 1] and prompt.mask_ids == [tokenizer.gmask_id]
+    assert prompt.mask_positions == [len(prompt.tokens) - 1] and prompt.tokens[-1] == tokenizer.gmask_id
 
 
 def test_continuations(tokenizer):

@@ -106,6 +106,20 @@ def test_perplexity_scores_every_token_but_the_first_once(glm, tokenizer, write,
     assert metrics["log_likelihood"] == pytest.approx(-total / (len(tokens) - 1), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT"])
+def test_a_text_file_is_read_as_other_files_are(tokenizer, tmp_path, name):
+    """Without its byte order mark, and by name where it cannot be read."""
+    task, path = load_task("perplexity", tokenizer), tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbfthe cat sat")
+    [marked] = task.examples(path)
+    path.write_bytes(b"the cat sat")
+    [plain] = task.examples(path)
+    assert marked.blocks.targets.tolist() == plain.blocks.targets.tolist()
+    path.write_bytes(b"the cat\n\xff sat")
+    with pytest.raises(ValueError, match=f"{name}, line 2: not UTF-8"):
+        task.examples(path)
+
+
 def test_gaps_restore_to_their_text(tokenizer, write):
     texts = [TEXT, "cat", "it  was\nlate [MASK] yes", TEXT * 3]
     task = load_task("infill", tokenizer, ratio=0.4, max_length=80)
