@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from glm_ext import GLM
 from glm_ext.tasks import load_task
 from glm_ext.tasks.likelihood import continuation
 
@@ -70,6 +71,15 @@ def test_last_words(glm, tokenizer, write, unidirectional):
     assert task.primary in metrics and task.module is None
     assert metrics["log_likelihood"] == pytest.approx(-total / 2, rel=1e-4)
     assert metrics["accuracy"] == 100 * sum(right) / 2
+
+
+def test_last_words_are_judged_in_one_pass(glm, tokenizer, write, monkeypatch):
+    task, passes = load_task("last_word", tokenizer), []
+    examples = task.examples(write("a.jsonl", json.dumps({"text": TEXT})))
+    hidden = GLM.hidden
+    monkeypatch.setattr(GLM, "hidden", lambda *a, **k: passes.append(1) or hidden(*a, **k))
+    task.metrics(glm, examples)
+    assert passes == [1]
 
 
 def test_a_model_learns_last_words(glm, tokenizer, write):
