@@ -5,11 +5,12 @@ search of several blanks feeds the best span of each once more, for the next bla
 """
 
 from .config import GenerationConfig
-from .fill import Filled, fill, fill_all, fill_prompts, fill_tokens, generate, stream
+from .fill import Filled, continued, fill, fill_all, fill_prompts, fill_tokens, generate, stream
 
 __all__ = [
     "Filled",
     "GenerationConfig",
+    "continued",
     "fill",
     "fill_all",
     "fill_prompts",
