@@ -25,7 +25,7 @@ def _multirc(record: Fields) -> Iterator[Fields]:
     passage = _dict(record, "passage")
     for question in _list(passage, "questions"):
         for answer in _list(question, "answers"):
-            label = {"label": bool(answer["label"])} if "label" in answer else {}
+            label = {"label": _truth(answer, "label")} if "label" in answer else {}
             yield {
                 "passage": passage.get("text", ""),
                 "question": question.get("question", ""),
@@ -46,7 +46,7 @@ def _record(record: Fields) -> Iterator[Fields]:
         if "@placeholder" not in query:
             raise ValueError(f"query: expected @placeholder in it, got {query!r}")
         before, after = query.split("@placeholder", 1)
-        answered = "answers" in question
+        answered = bool(question.get("answers"))
         answers = {_text(answer, "text") for answer in _list(question, "answers")} if answered else set()
         gold = [number for number, entity in enumerate(entities) if entity in answers]
         yield {
@@ -81,6 +81,13 @@ def _text(record: Fields, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name}: expected a text, got {value!r}")
     return value
+
+
+def _truth(record: Fields, name: str) -> bool:
+    value = record[name]
+    if value not in (0, 1):
+        raise ValueError(f"{name}: expected 0 or 1, got {value!r}")
+    return bool(value)
 
 
 def _place(record: Fields, name: str) -> int:

@@ -119,7 +119,11 @@ def test_a_checkpoint_is_kept_by_one_of_the_metrics(glm, tokenizer, write, name,
 
 
 def test_a_test_set_has_no_labels(tokenizer, write):
-    for name, record in (("record", RECORD | {"qas": [QUERY]}), ("rte", {"premise": "a", "hypothesis": "b"})):
+    for name, record in (
+        ("record", RECORD | {"qas": [QUERY]}),
+        ("record", RECORD | {"qas": [QUERY | {"answers": []}]}),
+        ("rte", {"premise": "a", "hypothesis": "b"}),
+    ):
         [question] = load_task(name, tokenizer).examples(write("a.jsonl", json.dumps(record)))
         assert question.gold == frozenset()
 
@@ -233,6 +237,11 @@ def test_lines_that_are_not_the_benchmarks(tokenizer, write, name, changes, mess
             "multirc",
             {"passage": {"questions": ["Who?"]}},
             "questions: expected a list of objects, got 'Who?'",
+        ),
+        (
+            "multirc",
+            {"passage": {"questions": [{"question": "Who?", "answers": [{"text": "a", "label": "false"}]}]}},
+            "label: expected 0 or 1, got 'false'",
         ),
         ("record", {"passage": {"text": None, "entities": []}}, "text: expected a text, got None"),
         (
