@@ -8,7 +8,7 @@ peers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,18 @@ class Case:
     flops: float = 0.0  # floating-point operations that the result needs
     bytes: float = 0.0  # memory traffic that the result needs
     shape: dict[str, float | str] = field(default_factory=dict)  # the same in numbers, for plots
-    rounds: int = 5  # at the least
 
     @property
     def id(self) -> str:
         return f"{self.op} {self.name}"
+
+
+def rate(measured: Mapping[str, Any], seconds: float) -> str:
+    """Useful arithmetic and its share of the peak, or the memory traffic that the result needs a second."""
+    if measured["flops"]:
+        gflops = measured["flops"] / seconds * 1e-9
+        return f"{gflops:.0f} GFLOP/s, {gflops / measured['peak_gflops']:.0%} of peak"
+    return f"{measured['bytes'] / seconds * 1e-9:.1f} GB/s"
 
 
 def _train(forward: Callable[[], Tensor | tuple[Tensor, ...]], inputs: list[Tensor]) -> Peer:
@@ -111,6 +118,7 @@ def attention(
         peers=peers,
         flops=(3.5 if backward else 1.0) * 4 * D * visible_pairs(S, prefix) * B * H,
         shape={
+            "B": B,
             "S": S,
             "D": D,
             "prefix": prefix / S,
@@ -141,7 +149,18 @@ def attention_packed(H: int, D: int, budget: int) -> Case:
         def sdpa() -> Tensor:
             return F.scaled_dot_product_attention(*padded.permute(2, 0, 3, 1, 4), mask)
 
-        return {OURS: _train(ours, [packed]), "SDPA, padded": _train(sdpa, [padded])}
+        masks = [visible(n, n, prefix)[0] for n, prefix in zip(lengths, prefixes, strict=True)]
+
+        def one_by_one() -> Tensor:
+            documents = zip(packed.split(lengths), masks, strict=True)
+            found = [F.scaled_dot_product_attention(*x.permute(1, 2, 0, 3), m) for x, m in documents]
+            return torch.cat(found, 1)
+
+        return {
+            OURS: _train(ours, [packed]),
+            "SDPA, padded": _train(sdpa, [padded]),
+            "SDPA, document by document": _train(one_by_one, [packed]),
+        }
 
     pairs = sum(visible_pairs(length, prefix) for length, prefix in zip(lengths, prefixes, strict=True))
     return Case(
@@ -323,9 +342,11 @@ def linear_cross_entropy(N: int, E: int, V: int, share: float) -> Case:
         found: dict[str, Peer] = {
             OURS: _train(lambda: ops.linear_cross_entropy(hidden, weight, targets, mask), inputs),
             "eager, all rows": _train(eager, inputs),
+            "torch.compile, all rows": _train(torch.compile(eager), inputs),
         }
         if share < 1.0:
             found["eager, rows gathered"] = _train(gathered, inputs)
+            found["torch.compile, rows gathered"] = _train(torch.compile(gathered), inputs)
         if share == 1.0 and hasattr(F, "linear_cross_entropy"):
             found["F.linear_cross_entropy"] = _train(
                 lambda: F.linear_cross_entropy(hidden, weight, targets), inputs

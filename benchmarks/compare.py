@@ -5,7 +5,8 @@
 Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak
 is measured before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
 
---isa avx2 holds everybody to AVX2, ours and the libraries of the peers: what a machine without AVX-512 sees.
+--isa avx2 holds everybody to AVX2, ours and the libraries of the peers: about what a machine without AVX-512
+sees.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 
 from glm_ext import _C
 
-from .cases import OURS, Case, all_cases, attention_sweep
+from .cases import OURS, Case, all_cases, attention_sweep, rate
 from .train_step import step_cases
 
 SUITES = {"ops": all_cases, "attention": attention_sweep, "step": step_cases}
@@ -42,7 +43,7 @@ HELD_TO_AVX2 = {  # read when the libraries load: ours, ATen, MKL, oneDNN
 
 
 def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
-    """Medians and p20/p80 of every peer, in seconds; at least case.rounds rounds."""
+    """Medians and p20/p80 of every peer, in seconds; at least five rounds."""
     peers = case.peers()
     for run in peers.values():  # compilation, first touch of memory
         run()
@@ -50,14 +51,14 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
     peak = _C.fma_peak(threads)
     times: dict[str, list[float]] = {name: [] for name in peers}
     begin = time.perf_counter()
-    while len(times[OURS]) < case.rounds or time.perf_counter() - begin < seconds:
+    while len(times[OURS]) < 5 or time.perf_counter() - begin < seconds:
         for name, run in peers.items():
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
     results = {}
     for name, values in times.items():
-        p20, *_, p80 = statistics.quantiles(values, n=5)
+        p20, *_, p80 = statistics.quantiles(values, n=5, method="inclusive")
         results[name] = {"median": statistics.median(values), "p20": p20, "p80": p80, "rounds": len(values)}
     return {
         "op": case.op,
@@ -71,7 +72,8 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
 
 
 def conditions(suite: str, threads: int) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "suite": suite,
         "date": datetime.date.today().isoformat(),
@@ -109,13 +111,6 @@ def run(cases: Iterable[Case], suite: str, seconds: float, threads: int, out: Pa
         )
         print(f"{case.id}: {ours * 1e3:.3f} ms, {rate(result, ours)}; {line}", flush=True)
         gc.collect()
-
-
-def rate(result: dict[str, Any], seconds: float) -> str:
-    if result["flops"]:
-        gflops = result["flops"] / seconds * 1e-9
-        return f"{gflops:.1f} GFLOP/s = {gflops / result['peak_gflops']:.0%} of peak"
-    return f"{result['bytes'] / seconds * 1e-9:.1f} GB/s"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,9 @@
 """A whole training step of GLM-base, ours beside plain torch: forward, backward, clipping, fused AdamW.
 
-    python -m benchmarks.train_step [--dropout 0.1] [--rounds 3] [--compile] [--threads 2] [--memory]
+    python -m benchmarks.compare --suite step      its time
+    python -m benchmarks.train_step                its memory: the largest resident size of two steps
 
-Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours.
-With --memory each also takes two steps in a process of its own, whose largest resident size is printed.
 The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
-`python -m benchmarks.compare --suite step` measures the same for the tables.
 """
 
 from __future__ import annotations
@@ -13,18 +11,15 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import os
 import resource
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from glm_ext import GLM, Batch, GLMConfig
 
-from .cases import Case, Peer, visible_pairs
+from .cases import OURS, Case, Peer, visible_pairs
 from .plain_glm import plain_twin
 
 B, S, PREFIX = 4, 512, 410
@@ -62,9 +57,8 @@ def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Ba
     return step
 
 
-def build_steps(preset: str, dropout: float, compiled: bool) -> dict[str, Callable[[], Callable[[], None]]]:
-    """Each peer's step, to be built where it is wanted; the compiled twin too if asked for."""
-    config = GLMConfig.preset(preset, hidden_dropout=dropout, attention_dropout=dropout)
+def build_steps(config: GLMConfig) -> dict[str, Callable[[], Callable[[], None]]]:
+    """Each peer's step, to be built where it is wanted."""
     batch = make_batch(config)
     torch.manual_seed(0)
     model = GLM(config)
@@ -76,25 +70,29 @@ def build_steps(preset: str, dropout: float, compiled: bool) -> dict[str, Callab
         twin = plain_twin(model)
         return make_step(twin, torch.compile(twin.loss) if compiled else twin.loss, batch)
 
-    peers = {"glm_ext": ours, "plain torch": plain}
-    if compiled:
-        peers["plain torch, compiled"] = functools.partial(plain, compiled=True)
-    return peers
+    return {
+        OURS: ours,
+        "plain torch": plain,
+        "plain torch, compiled": functools.partial(plain, compiled=True),
+    }
+
+
+def base(dropout: float) -> GLMConfig:
+    return GLMConfig.preset("base", hidden_dropout=dropout, attention_dropout=dropout)
 
 
 def step_cases() -> Iterator[Case]:
-    """The step of GLM-base with and without dropout, as a suite of benchmarks.compare."""
-    for dropout, compiled in ((0.1, True), (0.0, False)):
+    """With and without dropout, as a suite of benchmarks.compare."""
 
-        def peers(dropout: float = dropout, compiled: bool = compiled) -> dict[str, Peer]:
-            return {name: build() for name, build in build_steps("base", dropout, compiled).items()}
+    def peers(config: GLMConfig) -> dict[str, Peer]:
+        return {name: build() for name, build in build_steps(config).items()}
 
+    for dropout in (0.1, 0.0):
         yield Case(
             op="GLM-base step",
             name=f"B={B} S={S} a={PREFIX} dropout={dropout} f32",
-            peers=peers,
-            flops=step_flops(GLMConfig.preset("base")),
-            rounds=3,
+            peers=functools.partial(peers, base(dropout)),
+            flops=step_flops(base(dropout)),
         )
 
 
@@ -107,23 +105,12 @@ def step_flops(config: GLMConfig) -> float:
     return blocks + attention + head
 
 
-def peak_memory(options: argparse.Namespace, peer: str) -> int:
+def peak_memory(dropout: float, peer: str) -> int:
     """Bytes at the worst moment of two steps: the second holds the optimizer's state beside what it saves."""
-    torch.set_num_threads(options.threads)
-    step = build_steps(options.preset, options.dropout, options.compile)[peer]()
+    step = build_steps(base(dropout))[peer]()
     step()
     step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
-
-
-def measure_memory(options: argparse.Namespace, peers: Iterable[str]) -> dict[str, int]:
-    """In a fresh process for each, which holds nothing of the others."""
-    spawn = multiprocessing.get_context("spawn")
-    found = {}
-    for peer in peers:
-        with spawn.Pool(1) as pool:
-            found[peer] = pool.apply(peak_memory, (options, peer))
-    return found
 
 
 def main() -> None:
@@ -131,41 +118,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true", help="also the plain model under torch.compile")
-    parser.add_argument("--memory", action="store_true", help="also each peer's peak memory")
-    parser.add_argument("--preset", default="base")
     options = parser.parse_args()
-
-    torch.set_num_threads(options.threads)
-    steps = {
-        name: build() for name, build in build_steps(options.preset, options.dropout, options.compile).items()
-    }
-    # Before the steps are taken: Linux counts a child from the size of its parent on.
-    memory = measure_memory(options, steps) if options.memory else {}
-
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():  # warm-up: compilation, first touch of memory, optimizer state
-        step()
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - begin)
-
-    ours = statistics.median(times["glm_ext"])
-    print(
-        f"GLM-{options.preset} step, B={B} S={S} a={PREFIX} dropout={options.dropout} f32, "
-        f"{options.threads} threads"
-    )
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
-        print(
-            f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  "
-            f"{median / ours:5.2f}x ours" + (f"  {memory[name] / 2**20:6.0f} MiB" if memory else "")
-        )
+    for peer in (OURS, "plain torch"):
+        # In a fresh process each, which holds nothing of the other; Linux counts it from this one's size on.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peak = pool.apply(peak_memory, (options.dropout, peer))
+        print(f"{peer:12s} {peak / 2**20:6.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

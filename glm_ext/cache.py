@@ -6,9 +6,12 @@ Shape letters: B batch, S new tokens, T all tokens so far, H heads, D head dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from .ops.reference import Lengths
 
 
 @dataclass(slots=True)
@@ -48,6 +51,25 @@ class KVCache:
         self.value[:, :, self.length : end] = value
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
+
+    def attend(
+        self,
+        ops: ModuleType,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        prefix_len: Lengths,
+        seq_len: Lengths | None = None,
+        *,
+        start: Lengths | None = None,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """[B, H, S, D] each -> [B, H, S, D]: the S new tokens see what is held, and are held from now on."""
+        key, value = self.append(key, value)
+        out: Tensor = ops.span_attention(
+            query, key, value, prefix_len, seq_len, start=start, dropout_p=dropout_p
+        )
+        return out
 
     def take(self, rows: Tensor) -> KVCache:
         """A new cache that holds these sequences of the batch, in this order; one may come several times."""

@@ -64,14 +64,15 @@ class Layer(nn.Module):
         """layer(x), by the packed product where it is the faster one.
 
         With fewer rows than FUSED_LINEAR_ROWS packing costs more than the product gains, and 16-bit products
-        have units of their own in torch's library. What has taken the place of an nn.Linear (an adapter, a
-        quantized layer) is called as it is.
+        have units of their own in torch's library, as a GPU has for all of them. What has taken the place of
+        an nn.Linear (an adapter, a quantized layer) is called as it is, and so is one that has hooks.
         """
         wide = x.dtype in (torch.float32, torch.float64) and x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
-        if type(layer) is not nn.Linear or not wide or autocast_dtype(x.device.type) is not None:
-            out: Tensor = layer(x)
-            return out
-        out = self.ops.linear(x, layer.weight, layer.bias)
+        plain = type(layer) is nn.Linear and not _has_hooks(layer)
+        if plain and wide and x.device.type == "cpu" and autocast_dtype("cpu") is None:
+            out: Tensor = self.ops.linear(x, layer.weight, layer.bias)
+        else:
+            out = layer(x)
         return out
 
     def add_norm(self, x: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -85,6 +86,12 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}, backend={self.backend!r}"
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
+    )
 
 
 class SpanAttention(Layer):
@@ -131,16 +138,16 @@ class SpanAttention(Layer):
         if cu_seqlens is not None:
             return self._packed(x, prefix_len, cu_seqlens)
         packed = self.linear(x, self.query_key_value).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
-        options = {"start": start, "dropout_p": self.dropout_p}
+        dropout_p = self.dropout_p
         if cache is None:
-            attended = self.ops.span_attention_qkvpacked(packed, prefix_len, seq_len, **options)
+            attended = self.ops.span_attention_qkvpacked(
+                packed, prefix_len, seq_len, start=start, dropout_p=dropout_p
+            )
         else:
             query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, S, D], strided views
-            if isinstance(cache, Branches):
-                attended = cache.attend(self.ops, query, key, value, prefix_len, self.dropout_p)
-            else:
-                key, value = cache.append(key, value)  # [B, H, T, D]
-                attended = self.ops.span_attention(query, key, value, prefix_len, seq_len, **options)
+            attended = cache.attend(
+                self.ops, query, key, value, prefix_len, seq_len, start=start, dropout_p=dropout_p
+            )
         return self.linear(attended.transpose(1, 2).flatten(2), self.dense)
 
     def _packed(self, x: Tensor, prefix_len: Lengths, cu_seqlens: Tensor) -> Tensor:

@@ -46,11 +46,7 @@ template <int kRows, int kCols, class P, class T, class C = SumOf<P>>
     Vec<C> lanes[kLanes<C>];
     for (int i = 0; i < kLanes<C>; ++i)
       lanes[i] = first + i < kRows * kCols ? sums[(first + i) / kCols][(first + i) % kCols] : Vec<C>{};
-    transpose<C>(lanes);
-    for (int half = kLanes<C> / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    store(totals + first, lanes[0]);
+    store(totals + first, reduce_each<C>(lanes));
   }
   for (int r = 0; r < kRows; ++r) std::copy_n(totals + r * kCols, kCols, out + r * out_stride);
 }

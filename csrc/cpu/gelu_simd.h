@@ -9,8 +9,8 @@
 //          gelu = x 2^t R(|x|),       R(y) = exp(y^2/2) Phi(-y), Mills' ratio / sqrt(2 pi)      x < 0
 //
 // t, and what a rounding of its own would spoil, is carried as a sum of two floats. In float gelu is within 2
-// ulp of the exact value for every x down to the subnormals, and the derivative within 2 ulp, or 2 ulp of 1/8
-// where it is smaller than that near its zero (python_tests/ops/test_gelu_accuracy.py). As in torch,
+// ulp of the exact value, also of subnormals, and the derivative within 2 ulp, or 2 ulp of 1/8 where it is
+// smaller than that near its zero: python_tests/ops/test_gelu_accuracy.py, on a sample of all floats. As in torch,
 // gelu(-infinity) is NaN. Double is for gradient checks: core/gelu.h, lane by lane.
 #pragma once
 

@@ -11,8 +11,7 @@
 //   epilogue.prefetch(row, col, rows, cols)       just before that tile's last chain
 //
 // An element is a sum, in order, of chains of multiply-adds over kDepthBlock steps of k (with up to
-// kDotMaxRows rows: the sum of a chain per lane), however the blocks are cut: an error that grows with the
-// number of chains, not with the depth. A step is one k, or a pair of them (cpu/packed.h). The tiles of one
+// kDotMaxRows rows: the sum of a chain per lane), however the blocks are cut. A step is one k, or a pair of them (cpu/packed.h). The tiles of one
 // block (kBlockRows x kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by
 // column of tiles, rows ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and
 // are the same bits for every thread count.

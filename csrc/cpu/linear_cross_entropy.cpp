@@ -1,7 +1,7 @@
 // Linear + cross-entropy. A chunk of the rows that count, R of them, goes twice through the vocabulary:
 //
-//   first    z^T [V, R] = W rows^T, with the running maximum and sum of exponentials of each row;   loss from
-//   them second   z^T becomes its own gradient;   grad_W += z^T rows;   grad_rows += z W
+//   first    z^T [V, R] = W rows^T, with the running maximum and sum of exponentials of each row, whence the loss
+//   second   z^T becomes its own gradient;   grad_W += z^T rows;   grad_rows += z W
 //
 // Three products in all. z lies transposed: lanes are rows, so that nothing is reduced across lanes, and W is
 // the broadcast side of the first product and the vector side of the last, both as it lies in memory. What
@@ -141,8 +141,7 @@ class Run {
     return count_ > 0;
   }
 
-  // ---------------------------------------------------------------------------------------------- the
-  // vocabulary
+  // -------------------------------------------------------------------------------------- the vocabulary
 
   // Calls body(slice, begin, v, count) for the words [v, v + count) of each block of each slice, which begins
   // at `begin`; a slice's blocks in order, from one thread. A block of W and its logits stay in L2.
@@ -251,7 +250,8 @@ class Run {
     }
   }
 
-  GLM_INLINE static Vec<C> exponential(Vec<C> x) { return exp2(x * static_cast<C>(kLog2E)); }
+  // Of differences to a maximum: 0 or less.
+  GLM_INLINE static Vec<C> exponential(Vec<C> x) { return exp2_below_128(x * static_cast<C>(kLog2E)); }
 
   // The slices' parts together: losses, and what the gradient needs of each row.
   void finish_softmax() {

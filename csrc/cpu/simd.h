@@ -18,7 +18,7 @@
 #include "core/dtype.h"
 
 #ifndef GLM_ISA
-#error "compile with -DGLM_ISA=scalar|avx2|avx512|neon"
+#error "compile with -DGLM_ISA=scalar|avx2|avx512|avx512bf16|neon"
 #endif
 
 #define GLM_INLINE [[gnu::always_inline]] inline
@@ -287,8 +287,7 @@ GLM_INLINE Compute<T> load_one(const T* p) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------
-// exponential
+// ------------------------------------------------------------------------------------- exponential
 
 // 2^f for |f| <= 1/2: a polynomial 1 + c1 f + ... + c5 f^5 of least relative error (1.1e-7; 1.7e-7 with the
 // roundings, docs/math.md section 11).
@@ -321,21 +320,11 @@ GLM_INLINE VecF exp2_below_128(VecF x) {
 #endif
 }
 
-// The same for any x: infinity above 127.5 (AVX-512: from 128).
-GLM_INLINE VecF exp2(VecF x) {
-#if defined(__AVX512DQ__)
-  return exp2_below_128(x);
-#else
-  return exp2_below_128(at_most(broadcast(127.99999f), x));
-#endif
-}
-
 // Double is for gradient checks: the library's exp2, lane by lane.
-GLM_INLINE VecD exp2(VecD x) {
+GLM_INLINE VecD exp2_below_128(VecD x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp2(x[i]);
   return x;
 }
-GLM_INLINE VecD exp2_below_128(VecD x) { return exp2(x); }
 
 inline constexpr double kLog2E = 1.44269504088896340736;
 inline constexpr double kLn2 = 0.69314718055994530942;

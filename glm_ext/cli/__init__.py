@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            from glm_ext.train.settings import did_you_mean
+            from glm_ext.spelling import did_you_mean
 
             raise UserError(f"there is no command {command!r}{did_you_mean(command, list(COMMANDS))}")
         code: int = importlib.import_module(f"glm_ext.cli.{command}").main(rest)

@@ -32,7 +32,11 @@ def main(arguments: Sequence[str]) -> int:
             help="which blank is filled first, second, ..., from 0, as in [1,0]; left to right by default",
         )
         parser.add_argument(
-            "--allow_special", type=bool, default=False, help="read [SEP] and the like in the text as such"
+            "--allow_special",
+            action=jsonargparse.ActionYesNo,
+            nargs="?",
+            default=False,
+            help="read [SEP] and the like in the text as such",
         )
         known = ["order", "allow_special", *add_generation_options(parser)]
         with config_errors(known):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from glm_ext.cli.errors import user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
 from glm_ext.extras import require
-from glm_ext.generate import generate, stream
+from glm_ext.generate import continued, generate, stream
 from glm_ext.train.load import load_model
 from glm_ext.train.settings import config_errors
 
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             pieces = iter([generate(model, tokenizer, options.prompt, config, mask=options.mask)])
         else:
             pieces = stream(model, tokenizer, options.prompt, config, mask=options.mask)
-    print(options.prompt.rstrip(), end="", flush=True)
-    for piece in pieces:
+    for piece in continued(options.prompt, pieces):
         print(piece, end="", flush=True)
     print()
     return 0

@@ -194,6 +194,11 @@ class GLMTokenizer:
         return self.ids.smask
 
     @property
+    def mask_ids(self) -> frozenset[int]:
+        """Those of the three blanks that a text may hold."""
+        return frozenset((self.ids.mask, self.ids.gmask, self.ids.smask))
+
+    @property
     def dblock_id(self) -> int:
         return self.ids.dblock
 

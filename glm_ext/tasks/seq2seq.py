@@ -9,29 +9,27 @@ never attended.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from glm_ext.config import GLMConfig
 from glm_ext.data.blocks import Example
 from glm_ext.data.cloze import Prompt
 from glm_ext.data.collate import collate
 from glm_ext.data.special import MASK_TOKENS
+from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.extras import require
 from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
-from glm_ext.tasks.records import Fields, examples_of, read_records
 
-if TYPE_CHECKING:
-    from glm_ext.data.tokenizer import GLMTokenizer
-
-_METRICS = {"rouge": "rougeL", "bleu": "bleu"}  # metric -> the one that decides
+from .likelihood import one_blank
+from .records import Fields, examples_of, read_records
+from .task import batches
 
 
 class Pair(NamedTuple):
@@ -42,38 +40,6 @@ class Pair(NamedTuple):
     context: list[int]  # Part A
     place: int  # of its blank
     answer: list[int]  # ends with eop, unless the target was cut
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seq2SeqOptions:
-    """Options of the task, checked when made: ValueError names the option, what it may be, and what came."""
-
-    pattern: str = (
-        "{source} [sMASK]"  # Part A, with one blank; the paper's summaries: "[sMASK] Content: {source}"
-    )
-    max_source: int = 256  # tokens of Part A; the source is cut at its end
-    max_target: int = 64  # tokens of Part B
-    label_smoothing: float = 0.1
-    metric: str = "rouge"  # or "bleu"
-    num_beams: int = 4
-    min_length: int = 0
-    length_penalty: float = 1.0
-    no_repeat_ngram: int = 3
-    eval_batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        blanks = sum(self.pattern.count(mask) for mask in MASK_TOKENS)
-        _expect(
-            self.pattern.count("{source}") == 1 and blanks == 1,
-            "pattern",
-            f"{{source}} and one of {', '.join(MASK_TOKENS)}, once each",
-            self.pattern,
-        )
-        for name in ("max_target", "num_beams", "eval_batch_size"):
-            _expect(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        _expect(self.max_source >= 8, "max_source", "8 or more", self.max_source)
-        _expect(0 <= self.label_smoothing < 1, "label_smoothing", "0 to 1", self.label_smoothing)
-        _expect(self.metric in _METRICS, "metric", " or ".join(_METRICS), self.metric)
 
 
 def _expect(condition: bool, name: str, expected: str, value: object) -> None:
@@ -92,22 +58,60 @@ class Seq2Seq:
     name = "seq2seq"
     module: nn.Module | None = None
 
-    def __init__(self, tokenizer: GLMTokenizer, **options: Any) -> None:
-        known = [field.name for field in fields(Seq2SeqOptions)]
-        if unknown := sorted(set(options) - set(known)):
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            raise ValueError(
-                f"seq2seq: there is no option {unknown[0]}; did you mean {near[0]}?"
-                if near
-                else f"seq2seq: there is no option {unknown[0]}; it has {', '.join(known)}"
-            )
-        self.tokenizer, self.options = tokenizer, Seq2SeqOptions(**options)
-        self.primary = _METRICS[self.options.metric]
-        before, after = self.options.pattern.split("{source}")
+    def __init__(
+        self,
+        tokenizer: GLMTokenizer,
+        *,
+        pattern: str = "{source} [sMASK]",
+        max_source: int = 256,
+        max_target: int = 64,
+        label_smoothing: float = 0.1,
+        metric: str = "rouge",
+        num_beams: int = 4,
+        min_length: int = 0,
+        length_penalty: float = 1.0,
+        no_repeat_ngram: int = 3,
+        eval_batch_size: int = 16,
+    ) -> None:
+        """ValueError names the option, what it may be, and what came.
+
+        pattern: Part A, with one blank; the paper's summaries: "[sMASK] Content: {source}".
+        max_source: tokens of Part A; the source is cut at its end. max_target: tokens of Part B.
+        metric: "rouge" or "bleu".
+        num_beams, min_length, length_penalty, no_repeat_ngram: of the search, as in GenerationConfig.
+        """
+        blanks = sum(pattern.count(mask) for mask in MASK_TOKENS)
+        one_of_each = f"{{source}} and one of {', '.join(MASK_TOKENS)}, once each"
+        _expect(pattern.count("{source}") == 1 and blanks == 1, "pattern", one_of_each, pattern)
+        counts = {"max_target": max_target, "num_beams": num_beams, "eval_batch_size": eval_batch_size}
+        for name, count in counts.items():
+            _expect(count >= 1, name, "1 or more", count)
+        _expect(max_source >= 8, "max_source", "8 or more", max_source)
+        _expect(0 <= min_length <= max_target, "min_length", f"0 to {max_target} (max_target)", min_length)
+        _expect(no_repeat_ngram >= 0, "no_repeat_ngram", "0 (off) or more", no_repeat_ngram)
+        _expect(0 <= label_smoothing < 1, "label_smoothing", "0 to 1", label_smoothing)
+        _expect(metric in _METRICS, "metric", " or ".join(_METRICS), metric)
+        self.tokenizer, self.max_target, self.eval_batch_size = tokenizer, max_target, eval_batch_size
+        self.label_smoothing, self.metric = label_smoothing, _METRICS[metric]
+        self.primary = self.metric.primary
+        self.generation = GenerationConfig(
+            max_length=max_target,
+            min_length=min_length,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+        )
+        before, after = pattern.split("{source}")
         self._before = [tokenizer.cls_id, *tokenizer.encode(before, allow_special=MASK_TOKENS)]
         self._after = [*tokenizer.encode(after, allow_special=MASK_TOKENS), tokenizer.eos_id]
-        self._room = self.options.max_source - len(self._before) - len(self._after)
-        _expect(self._room >= 1, "max_source", "room for the pattern and a source", self.options.max_source)
+        self._room = max_source - len(self._before) - len(self._after)
+        _expect(self._room >= 1, "max_source", "room for the pattern and a source", max_source)
+
+    def check(self, config: GLMConfig) -> None:
+        require(self.metric.package, extra="eval")
+        limit = config.max_positions - 1
+        fits = f"1 to {limit} for this model (max_positions - 1)"
+        _expect(self.max_target <= limit, "max_target", fits, self.max_target)
 
     def examples(self, path: Path) -> list[Pair]:
         """The pairs of a file. ValueError names the file and the line that is not one."""
@@ -127,11 +131,11 @@ class Seq2Seq:
         """
         tokenizer = self.tokenizer
         context = [*self._before, *tokenizer.encode(source)[: self._room], *self._after]
-        masks = {getattr(tokenizer.ids, name) for name in ("mask", "gmask", "smask")}
+        masks = tokenizer.mask_ids
         place = next(place for place, token in enumerate(context) if token in masks)
         # A blank swallows the white space on its left, so what fills it begins with it.
         answer = [*tokenizer.encode(f" {target.strip()}"), tokenizer.eop_id]
-        return Pair(source, target, context, place, answer[: self.options.max_target])
+        return Pair(source, target, context, place, answer[: self.max_target])
 
     def loss(self, model: GLM, examples: Sequence[Pair]) -> Tensor:
         batch = collate([self._example(pair) for pair in examples], self.tokenizer.pad_id)
@@ -142,48 +146,28 @@ class Seq2Seq:
             model.word_embeddings.weight,
             batch.targets,
             batch.loss_mask,
-            label_smoothing=self.options.label_smoothing,
+            label_smoothing=self.label_smoothing,
         )
         return loss
 
     def _example(self, pair: Pair) -> Example:
-        a, b = len(pair.context), len(pair.answer)
-        positions = np.zeros((2, a + b), dtype=np.int64)
-        positions[0] = [*range(a), *[pair.place] * b]
-        positions[1, a:] = range(1, b + 1)
-        loss_mask = np.zeros(a + b, dtype=np.float32)
-        loss_mask[a:] = 1 / b  # each example weighs the same
-        return Example(
-            tokens=np.array([*pair.context, self.tokenizer.sop_id, *pair.answer[:-1]]),
-            targets=np.array([*pair.context, *pair.answer]),
-            positions=positions,
-            loss_mask=loss_mask,
-            prefix_len=a,
-        )
+        blocks = one_blank(self.tokenizer, pair.context, pair.place, pair.answer)
+        # Each example weighs the same.
+        return dataclasses.replace(blocks, loss_mask=blocks.loss_mask / blocks.loss_mask.sum())
 
     @torch.no_grad()
     def metrics(self, model: GLM, examples: Sequence[Pair]) -> dict[str, float]:
-        score = {"rouge": _rouge, "bleu": _bleu}[self.options.metric]
         written = self.write(model, examples)
         targets = [pair.target.strip() for pair in examples]
         same = [text == target for text, target in zip(written, targets, strict=True)]
-        return {**score(written, targets), "exact_match": 100 * sum(same) / len(same)}
+        return {**self.metric.score(written, targets), "exact_match": 100 * sum(same) / len(same)}
 
     def write(self, model: GLM, examples: Sequence[Pair]) -> list[str]:
         """What the model writes for each source."""
-        options = self.options
-        config = GenerationConfig(
-            max_length=options.max_target,
-            min_length=options.min_length,
-            num_beams=options.num_beams,
-            length_penalty=options.length_penalty,
-            no_repeat_ngram=options.no_repeat_ngram,
-        )
         texts = []
-        for first in range(0, len(examples), options.eval_batch_size):
-            pairs = examples[first : first + options.eval_batch_size]
-            prompts = [Prompt(pair.context, [pair.place], [pair.context[pair.place]]) for pair in pairs]
-            for [span] in fill_prompts(model, self.tokenizer, prompts, None, config):
+        for pairs in batches(examples, self.eval_batch_size):
+            prompts = [Prompt(pair.context, [pair.place]) for pair in pairs]
+            for [span] in fill_prompts(model, self.tokenizer, prompts, None, self.generation):
                 texts.append(self.tokenizer.decode(span).strip())
         return texts
 
@@ -191,15 +175,27 @@ class Seq2Seq:
 def _rouge(written: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L, in percent (Lin, "ROUGE", 2004)."""
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = require("rouge_score.rouge_scorer", extra="eval").RougeScorer(names, use_stemmer=True)
+    scorer = require(_METRICS["rouge"].package, extra="eval").RougeScorer(names, use_stemmer=True)
     scores = [scorer.score(target, text) for target, text in zip(targets, written, strict=True)]
     return {name: 100 * sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
 
 
 def _bleu(written: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
     """Corpus BLEU and chrF (Post, "A Call for Clarity in Reporting BLEU Scores", 2018)."""
-    sacrebleu = require("sacrebleu", extra="eval")
+    sacrebleu = require(_METRICS["bleu"].package, extra="eval")
     return {
         "bleu": sacrebleu.corpus_bleu(list(written), [list(targets)]).score,
         "chrf": sacrebleu.corpus_chrf(list(written), [list(targets)]).score,
     }
+
+
+class _Metric(NamedTuple):
+    score: Callable[[Sequence[str], Sequence[str]], dict[str, float]]  # (written, targets) -> values
+    primary: str  # the value that decides
+    package: str  # of the extra "eval"
+
+
+_METRICS = {
+    "rouge": _Metric(_rouge, "rougeL", "rouge_score.rouge_scorer"),
+    "bleu": _Metric(_bleu, "bleu", "sacrebleu"),
+}

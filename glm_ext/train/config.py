@@ -11,8 +11,9 @@ import torch
 
 from glm_ext.config import PRESETS, GLMConfig
 from glm_ext.data.objectives import DocumentSettings, Mixture, standard_objectives
+from glm_ext.spelling import did_you_mean
 from glm_ext.train.schedule import SCHEDULES
-from glm_ext.train.settings import ConfigError, Settings, did_you_mean, expect, expect_one_of, setting
+from glm_ext.train.settings import ConfigError, Settings, expect, expect_one_of, setting
 
 PRECISIONS = ("float32", "bf16", "fp16")
 

@@ -1,6 +1,6 @@
 """The finetuning loop: epochs over the examples of a task, the best checkpoint kept by its primary metric.
 
-    RUN/step-N        the state to go on from
+    RUN/step-N        the state to go on from, as it was before the evaluation of that step
     RUN/best/step-M   the best model so far
 
 Step t takes its examples from a permutation that follows from (seed, epoch), so a resumed run goes on with
@@ -91,7 +91,9 @@ class Finetuner:
         )
         if config.checkpoint_activations:
             checkpoint_blocks(model)
+        self.every = config.eval_every or steps_per_epoch(len(train), config)
         self.steps_taken = 0
+        self.scored_at = 0
         self.best: Best | None = None
         if resume:
             model.load_state_dict(resume.model)
@@ -105,16 +107,17 @@ class Finetuner:
     def train(self, until: int | None = None) -> signal.Signals | None:
         """Trains to step `until` (None: all epochs) and saves; returns the signal that stopped it."""
         last = self.steps if until is None else min(until, self.steps)
-        every = self.config.eval_every or steps_per_epoch(len(self.train_set), self.config)
         saved_at = self.steps_taken
         self.parts.train()
         with caught_signals() as caught:
+            if self.is_due():  # the step that it goes on from was saved before it was evaluated
+                self.evaluate()
             while self.steps_taken < last and not caught:
                 self.step()
-                if self.steps_taken % every == 0 or self.steps_taken == self.steps:
-                    self.evaluate()
-                    self.save()
+                if self.is_due():
+                    self.save()  # first, so that an evaluation that fails loses no step
                     saved_at = self.steps_taken
+                    self.evaluate()
             if saved_at != self.steps_taken:
                 self.save()
         return caught[0] if caught else None
@@ -153,10 +156,16 @@ class Finetuner:
         size = self.config.batch_size
         return [self.train_set[index] for index in order[place * size : (place + 1) * size]]
 
+    def is_due(self) -> bool:
+        """Whether this step is to be evaluated and was not yet."""
+        due = self.steps_taken % self.every == 0 or self.steps_taken == self.steps
+        return due and self.steps_taken != self.scored_at
+
     def evaluate(self) -> dict[str, float]:
         """The task's metrics on the validation file; the best model by its primary one is saved."""
         with self._evaluation():
             metrics = self.task.metrics(self.model, self.valid)
+        self.scored_at = self.steps_taken
         better = self.best is None or self.best.is_beaten_by(metrics, self.task.primary)
         self.log.scores(self.steps_taken, metrics, best=better)
         if better:

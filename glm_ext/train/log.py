@@ -62,7 +62,8 @@ class RunLog:
         {"step", "valid/NAME", ...}  the metrics of a task on its validation file
         {"step", "unigram_loss"}     the baseline, once
 
-    A resumed run drops the rows past the checkpoint it starts from, so no step is there twice.
+    A resumed run drops the rows past the checkpoint it starts from, so no step is there twice. The
+    metrics of a task at that very step are past it: they come after the checkpoint, and come again.
     """
 
     def __init__(
@@ -190,9 +191,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def _is_scores(row: Mapping[str, Any]) -> bool:
+    return any(name.startswith("valid/") for name in row)
+
+
 def _open_metrics(path: Path, start: int) -> IO[str]:
     if path.exists():
-        kept = [json.dumps(row) + "\n" for row in read_metrics(path.parent) if row["step"] <= start]
+        rows = [row for row in read_metrics(path.parent) if row["step"] <= start]
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] < start or not _is_scores(row)]
         scratch = path.with_suffix(".partial")
         scratch.write_text("".join(kept), encoding="utf-8")
         os.replace(scratch, path)

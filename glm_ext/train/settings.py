@@ -6,7 +6,6 @@ YAML keys and command-line options are both read off the declarations, so `--opt
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from argparse import ArgumentError
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm_ext.extras import require
+from glm_ext.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -142,15 +142,3 @@ def config_errors(known: Sequence[str]) -> Iterator[None]:
             key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}") from None
         raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' with the nearest known word, by the whole or by the part after the last dot."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1) or [
-        name
-        for last in difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1)
-        for name in known
-        if name.split(".")[-1] == last
-    ]
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -18,10 +18,10 @@ pytestmark = [
     pytest.mark.skipif("GNU" not in _C.compiler(), reason="registers are allocated as GCC does"),
 ]
 
-# The functions that the products of attention, and of every matrix, are made of; those of float where there
-# are others too. The set of bf16 products has the latter alone.
+# The functions that the products of attention and of every matrix are made of; those of float where there are
+# others too. The set of bf16 products has the latter alone. Decoding, which waits for memory, is not asked.
 ATTENTION = ["scoresIf", "add_transposedIf", "multiply_panelIf", "add_columnsIf"]
-MATRIX = ["multiply_tileI", "dot_productsI"]
+MATRIX = ["multiply_tileI", "dot_productsI", "multiplyI"]
 PRODUCTS = [
     *((isa, function) for isa in ("avx2", "avx512") for function in ATTENTION + MATRIX),
     *(("avx512bf16", function) for function in MATRIX),

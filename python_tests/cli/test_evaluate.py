@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from glm_ext.cli import main
 from glm_ext.tasks import load_task
+from glm_ext.train import checkpoint as checkpoint_module
 from glm_ext.train.load import load_model
 
 
@@ -48,7 +49,7 @@ def test_options_of_a_task(run, tmp_path, capsys):
     assert f"\nperplexity       {expected['perplexity']:.4f}" in printed
 
 
-def test_a_head_comes_from_the_checkpoint(run, data, tmp_path, capsys):
+def test_a_head_comes_from_the_checkpoint(run, data, monkeypatch, capsys):
     arguments = ["--task", "head", "--data", str(data), "--options.description", "rte"]
     assert main(["evaluate", str(run), *arguments]) == 2
     assert "holds no head for rte-head; train one" in capsys.readouterr().err
@@ -56,7 +57,10 @@ def test_a_head_comes_from_the_checkpoint(run, data, tmp_path, capsys):
     task = load_task("head", tokenizer, description="rte", hidden_size=model.config.hidden_size)
     [checkpoint] = run.glob("step-*")
     save_file(task.module.state_dict(), checkpoint / "head.safetensors")
+    reads = []
+    monkeypatch.setattr(checkpoint_module, "find_damage", lambda path: reads.append(path))
     assert main(["evaluate", str(run), *arguments]) == 0
+    assert reads == [checkpoint]  # hashed and read once
     expected = task.metrics(model, task.examples(data))
     assert f"accuracy  {expected['accuracy']:.4f}" in capsys.readouterr().out
     (checkpoint / "head.safetensors").unlink()

@@ -87,6 +87,14 @@ def test_it_says_what_came_out(tmp_path, finished, files, capsys):
     assert f"model  {tmp_path / 'run' / 'best'}" in printed
 
 
+def test_a_pattern_may_begin_with_its_blank(tmp_path, finished, files):
+    """In YAML it would be a list and then a text, which is none."""
+    run, pattern = tmp_path / "run", "[sMASK] Content: {source}"
+    options = [*files, "--epochs", "1", "--options.pattern", pattern]
+    assert main(["finetune", str(finished), *options, "--out", str(run)]) == 0
+    assert FinetuneConfig.from_yaml(run / "config.yaml").options["pattern"] == pattern
+
+
 def test_from_scratch_has_the_sizes_and_not_the_weights(tmp_path, finished, files):
     options = [*files, "--epochs", "1", "--optim.lr", "1e-30"]
     models = {}
@@ -144,7 +152,10 @@ def refused(capsys, arguments):
     [
         (["--epoch", "3"], r"no setting 'epoch'; did you mean 'epochs'\?"),
         (["--task", "seq3seq"], "seq3seq"),
-        (["--options.num_beam", "3"], r"no option num_beam; did you mean num_beams\?"),
+        (["--options.num_beam", "3"], r"no option 'num_beam'; did you mean 'num_beams'\?"),
+        (["--options.max_target", "5000"], r"max_target: expected 1 to \d+ for this model"),
+        (["--options.max_source", "abc"], "max_source: expected a whole number, got 'abc'"),
+        (["--options.pattern", "3"], "pattern: expected a text, got 3"),
         (["--train", ""], "train: expected a file of examples"),
         (["--train", "/no/such/file.jsonl"], "/no/such/file.jsonl"),
         (["--epochs", "0"], "epochs: expected at least 1, got 0"),

@@ -43,6 +43,14 @@ def test_fill_is_the_python_function(glm_ext, run, settings):
     assert printed == fill(*load_model(run), TEXT, max_length=5, **settings).text + "\n"
 
 
+@pytest.mark.parametrize("option", [["--allow_special"], ["--allow_special", "true"]])
+def test_special_tokens_are_read_where_asked_for(glm_ext, run, option):
+    text = f"[SEP] {TEXT}"
+    code, printed, _ = glm_ext("fill", run, text, "--max_length", 5, *option)
+    assert code == 0
+    assert printed == fill(*load_model(run), text, max_length=5, allow_special=True).text + "\n"
+
+
 def test_fill_reads_lines_from_a_pipe(glm_ext, run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}\n\nThe cat [MASK].\n"))
     code, printed, _ = glm_ext("fill", run, "--max_length", 5)

@@ -14,7 +14,7 @@ from ..ops import test_linear_cross_entropy as loss_tests
 from ..ops.test_embedding_2d import make_ids, make_tables
 from ..ops.tolerance import check_op
 from .backend import Schedule, Simt
-from .checks import GPU_DTYPES, check_forward
+from .checks import GPU_DTYPES
 from .test_span_attention import Case, make_inputs
 
 
@@ -33,26 +33,38 @@ def random_case(rng: random.Random) -> Case:
     )
 
 
+def random_schedule(simt: Simt, rng: random.Random) -> None:
+    simt.configure(Schedule("random", seed=rng.randint(1, 10**6), deferred=rng.random() < 0.5))
+
+
+def has_few_keys(case: Case) -> bool:
+    """The gradient of a row's only score is nought, which plain torch finds exactly; ours is dP - delta.
+
+    With dropout out is no longer the value itself, and delta has the rounding of out. Where no row has more
+    than a few keys, torch's errors, which the rule goes by, are no measure for that (on a CPU as on a GPU).
+    """
+    (batch, _, _, _, keys, _), _, lengths, starts = case
+    return any(
+        end - begin < 16 for end, begin in zip(lengths or [keys] * batch, starts or [0] * batch, strict=True)
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100))
 def test_span_attention(simt: Simt, seed: int) -> None:
     rng = random.Random(seed)
-    inputs, options = make_inputs(random_case(rng), rng.choice(GPU_DTYPES))
-    schedule = Schedule("random", seed=seed, deferred=rng.random() < 0.5)
-    check_forward(
-        simt,
-        ops.span_attention,
-        reference.span_attention,
-        inputs,
-        schedule=schedule,
-        dropout_p=rng.choice([0.0, 0.2]),
-        return_lse=True,
-        **options,
-    )
-
-
-def random_schedule(simt: Simt, rng: random.Random) -> None:
-    simt.configure(Schedule("random", seed=rng.randint(1, 10**6), deferred=rng.random() < 0.5))
+    case = random_case(rng)
+    inputs, options = make_inputs(case, rng.choice(GPU_DTYPES))
+    random_schedule(simt, rng)
+    with simt.in_place_of_C():
+        check_op(
+            ops.span_attention,
+            reference.span_attention,
+            inputs,
+            dropout_p=0.0 if has_few_keys(case) else rng.choice([0.0, 0.2]),
+            return_lse=True,
+            **options,
+        )
 
 
 @pytest.mark.slow

@@ -149,7 +149,9 @@ def test_bad_lines_are_named(tokenizer, tmp_path, line, message):
         ({"max_source": 3}, "max_source: expected 8 or more, got 3"),
         ({"max_source": 8, "pattern": "a b c d e f g h {source} [sMASK]"}, "max_source: expected room"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
-        ({"num_beam": 3}, "there is no option num_beam; did you mean"),
+        ({"num_beam": 3}, "there is no option 'num_beam'; did you mean 'num_beams'"),
+        ({"min_length": 100}, r"min_length: expected 0 to 64 \(max_target\), got 100"),
+        ({"no_repeat_ngram": -1}, r"no_repeat_ngram: expected 0 \(off\) or more, got -1"),
         ({"num_beams": 0}, "num_beams: expected 1 or more"),
     ],
 )
@@ -158,9 +160,18 @@ def test_impossible_options_are_refused(tokenizer, options, message):
         make(tokenizer, **options)
 
 
+def test_what_does_not_fit_the_model_is_refused_before_training(tokenizer, model):
+    message = r"seq2seq: max_target: expected 1 to 63 for this model \(max_positions - 1\), got 64"
+    with pytest.raises(ValueError, match=message):
+        make(tokenizer, max_target=64, model_config=model.config)
+    make(tokenizer, max_target=63, model_config=model.config)
+
+
 def test_a_missing_package_is_named(tokenizer, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     monkeypatch.setitem(sys.modules, "rouge_score", None)
     task = make(tokenizer, max_target=2)
     with pytest.raises(MissingExtra, match=r'pip install "glm_ext\[eval\]"'):
         task.metrics(model, [task.pair("one", "two")])
+    with pytest.raises(MissingExtra, match=r'pip install "glm_ext\[eval\]"'):
+        make(tokenizer, max_target=2, model_config=model.config)

@@ -137,6 +137,31 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, finetuned, stop,
     assert losses[0] == losses[1] and len(losses[0]) >= 13  # fp16 skips its first
 
 
+@pytest.mark.parametrize("stop", [4, 8])
+def test_an_evaluation_that_fails_loses_no_step(tmp_path, finetuned, monkeypatch, stop):
+    """The run goes on from the step that was to be evaluated, and evaluates it once."""
+    metrics = ToyTask.metrics
+
+    def failing(task, model, examples):
+        if len(task.seen) == stop:
+            raise RuntimeError("no scores")
+        return metrics(task, model, examples)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finetuned(whole)
+    monkeypatch.setattr(ToyTask, "metrics", failing)
+    with pytest.raises(RuntimeError, match="no scores"):
+        finetuned(parts)
+    monkeypatch.undo()
+    assert load_checkpoint(parts)[0].state["step"] == stop
+    finetuned(parts, resume=load_checkpoint(parts)[0])
+    for folder in ("", "best"):
+        one, other = (load_checkpoint(run / folder)[0] for run in (whole, parts))
+        assert one.state == other.state and all(torch.equal(one.model[n], other.model[n]) for n in one.model)
+    scores = [[row for row in read_metrics(run) if "valid/loss" in row] for run in (whole, parts)]
+    assert scores[0] == scores[1] and [row["step"] for row in scores[0]] == [4, 8, 12, 16]
+
+
 def gradients(run, finetuned, model, task, config):
     found = {}
     handles = [

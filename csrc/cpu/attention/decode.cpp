@@ -58,19 +58,6 @@ struct Ahead {
   }
 };
 
-// Lane i of the result is the sum of the lanes of x[i]: each merge halves the number of vectors.
-template <class C>
-GLM_INLINE Vec<C> reduce_each(Vec<C> (&x)[kLanes<C>]) {
-  constexpr auto kEach = std::make_index_sequence<kLanes<C>>();
-#pragma GCC unroll 4
-  for (int half = kLanes<C> / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i)
-      x[i] = interleave<false>(x[i], x[i + half], kEach) + interleave<true>(x[i], x[i + half], kEach);
-  }
-  return x[0];
-}
-
 // scores[row][key] = query[row] . key, of [0, count) keys; what follows them, up to kBlock, is undefined.
 template <class T, int kRows, class C = Compute<T>>
 [[gnu::noinline]] void score_keys(const T* key, int64_t key_stride, int count, int64_t depth,
@@ -175,20 +162,21 @@ template <class T>
 struct DecodeItem {
   using C = Compute<T>;
   const SpanAttention& p;
-  int64_t b, kv_head, end;
+  int64_t b, kv_head;
   int64_t group, stride, partial_size;
   SpanSequence sequence;
+  int64_t end;            // no row sees keys from here on
   C *queries, *partials;  // [S][G][stride], [S][G][partial_size]
 
   DecodeItem(const SpanAttention& p, int64_t b, int64_t kv_head, int64_t end, C* partials)
       : p(p),
         b(b),
         kv_head(kv_head),
-        end(end),
         group(p.group()),
         stride(padded_depth(p)),
         partial_size(decode_partial(p)),
         sequence(p.sequence(b)),
+        end(std::min(end, sequence.mask.seen_end(p.rows))),
         queries(workspace<C>(Slot::op, static_cast<size_t>(p.rows * p.group() * padded_depth(p)))),
         partials(partials) {}
 

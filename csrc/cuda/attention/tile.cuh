@@ -41,12 +41,12 @@ __device__ __forceinline__ Tile find_tile(const SpanAttention& p, int index, int
   } else {
     for (b = 0;; ++b) {
       if (b > batch) return {};
-      const int64_t begin = p.cu_seqlens[b], end = b < batch ? p.cu_seqlens[b + 1] : p.rows;
-      tiles = static_cast<int>((end - begin + size - 1) / size);
+      const int64_t begin = p.bound(b), end = b < batch ? p.bound(b + 1) : p.rows;
+      tiles = static_cast<int>((SpanMask::max(0, end - begin) + size - 1) / size);
       if (index < tiles) break;
       index -= tiles;
     }
-    const int64_t begin = p.cu_seqlens[b], rest = p.rows - begin;
+    const int64_t begin = p.bound(b), rest = p.rows - begin;
     sequence = b < batch ? p.sequence(b) : SpanSequence{begin, begin, rest, rest, {0, 0, 0, 0}};
   }
   const int first = (kWhat == TilesOf::rows ? tiles - 1 - index : index) * size;

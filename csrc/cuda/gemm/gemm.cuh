@@ -14,9 +14,9 @@ struct GemmProblem {
   GemmOperand a, b;
   // Rows that count, where only the device knows how many: of M, or of K where limits_depth. Null: all.
   const int32_t* count = nullptr;
-  int64_t first = 0;  // the number of row 0 among those counted
-  bool limits_depth = false;
-  int slices = 1;  // of the depth, each a C of its own: an epilogue is told which
+  int64_t first = 0;          // the number of row 0 among those counted
+  bool limits_depth = false;  // and then all but the first add to C
+  int slices = 1;             // of the depth, each a C of its own: an epilogue is told which
 
   __device__ __forceinline__ int64_t limited(int64_t size, bool is_depth) const {
     if (count == nullptr || limits_depth != is_depth) return size;
@@ -120,6 +120,7 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads, GemmTraits<T>::kBlock
   const int64_t row0 = row_tile * Traits::kRows, col0 = within / high * Traits::kRows;
   const int64_t rows = p.limited(p.rows, false), depth = p.limited(p.depth, true);
   if (row0 >= rows) return;
+  if (p.limits_depth && p.first > 0 && depth == 0) return;  // nothing to add to what was there
 
   const int slice = static_cast<int>(blockIdx.y);
   const int64_t all_steps = (depth + Traits::kDepth - 1) / Traits::kDepth;
