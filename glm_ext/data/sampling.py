@@ -44,8 +44,8 @@ def sample_text(
 
     A document longer than the text is cut at a random place. One that is shorter is taken whole and others
     follow, each with its own [CLS] (of loss weight 0), the last one cut to the room left. They share the
-    sequence: attention crosses from one to the next. alone: where a document lies that is taken instead, and no
-    other after it.
+    sequence: attention crosses from one to the next. alone: the place of a document that is taken by itself,
+    instead of one drawn at random.
     """
     tokens = np.full(max_length, cls, dtype=np.int64)
     weights = np.zeros(max_length, dtype=np.float32)
