@@ -14,8 +14,8 @@ class UserError(Exception):
 def user_errors() -> Iterator[None]:
     """Around what the user's arguments, files and texts decide: what it raises is the user's to mend.
 
-    `fill` and `evaluate` judge texts and examples as they work, so their work is inside; training is outside,
-    so that a defect of ours keeps its traceback after hours.
+    `fill`, `evaluate`, `prepare`, `tokenizer` and `show` judge texts as they work, so their work is inside;
+    training is outside, so that a defect of ours keeps its traceback after hours.
     """
     from glm_ext.train.checkpoint import CheckpointError
 

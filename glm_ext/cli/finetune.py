@@ -6,9 +6,7 @@ config.yaml  tokenizer.json  data.json  metrics.jsonl  tb/  step-N/  best/step-M
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glm_ext.cli.errors import UserError, user_errors
+from glm_ext.cli.resume import resumed, stopped_by
 from glm_ext.config import GLMConfig
+from glm_ext.data.files import file_sha256
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.model import GLM
 from glm_ext.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -74,12 +74,9 @@ def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | 
         return config, run, None
 
     run = Path(options.resume)
-    if others := sorted(name for name, value in given.items() if value is not None and name != "resume"):
-        raise UserError(
-            f"--resume takes its settings from {run / 'config.yaml'}; leave out {', '.join(others)}"
-        )
-    config = FinetuneConfig.from_yaml(run / "config.yaml")
-    return config, run, load_checkpoint(run)[0]
+    given["source"] = given.get("source", given.pop("run"))
+    config, checkpoint = resumed(FinetuneConfig, run, given)
+    return config, run, checkpoint
 
 
 def prepare(config: FinetuneConfig, run: Path, resume: Checkpoint | None) -> Job:
@@ -145,9 +142,7 @@ def train(job: Job) -> int:
             print(f"glm-ext: {error}", file=sys.stderr)
             return 1
     if stopped:
-        print(f"\nstopped by {stopped.name}, saved at step {finetuner.steps_taken}; go on with:\n")
-        print(f"  {shlex.join(['glm-ext', 'finetune', '--resume', str(run)])}", flush=True)
-        return 128 + stopped
+        return stopped_by(stopped, "finetune", run, finetuner.steps_taken)
     if best := finetuner.best:
         found = "  ".join(f"{name} {value:.4f}" for name, value in best.metrics.items())
         print(f"\nbest   step {best.step}: {found}")
@@ -157,7 +152,7 @@ def train(job: Job) -> int:
 
 def check_same_files(path: Path, files: dict[str, Path]) -> None:
     """Records in a new run which examples it learns from; a resumed run must find the same."""
-    now = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    now = {name: file_sha256(file) for name, file in files.items()}
     if not path.exists():
         path.write_text(json.dumps(now, indent=2), encoding="utf-8")
         return

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from glm_ext.cli.errors import UserError, user_errors
-from glm_ext.data.prepare import PrepareSettings, file_checksum, prepare
+from glm_ext.data.files import file_sha256
+from glm_ext.data.prepare import PrepareSettings, prepare
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.extras import require
 from glm_ext.train.settings import config_errors
@@ -94,7 +95,7 @@ def tokenizer_name(options: Any, tokenizer: GLMTokenizer | None) -> str:
     if tokenizer is None:
         return f"train {options.kind} {options.vocab_size}"
     file = Path(options.tokenizer)
-    return file_checksum(file / "tokenizer.json" if file.is_dir() else file)
+    return file_sha256(file / "tokenizer.json" if file.is_dir() else file)
 
 
 def show_progress(done: int, total: int) -> None:

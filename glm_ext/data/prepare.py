@@ -7,7 +7,6 @@ hard, goes on with those that are missing; and the store has the same bytes for 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from .bits import Bits
+from .files import write_atomically
 from .punkt import SentenceSplitter
 from .shards import Encoder, OnError, encode_all, plan_shards, sample_texts, shard_file
 from .sources import Piece, find_files
-from .store import HEADER, PLAN, StoreWriter, write_atomically
+from .store import HEADER, PLAN, StoreWriter
 from .tokenizer import GLMTokenizer
 
 
@@ -83,8 +83,8 @@ def prepare(
     skipped: Counter[str] = Counter()
     for number in range(len(shards)):
         with np.load(shard_file(root, number)) as shard:
-            ends = Bits(shard["ends"], len(shard["tokens"]))
-            writer.add(shard["tokens"], shard["lengths"], shard["prompts"], ends[:])
+            tokens = shard["tokens"]  # read from the file each time that it is asked for
+            writer.add(tokens, shard["lengths"], shard["prompts"], Bits(shard["ends"], len(tokens))[:])
             skipped.update(json.loads(str(shard["skipped"])))
     if not writer.documents:
         raise ValueError(
@@ -109,18 +109,18 @@ def _begin(root: Path, files: list[Path], settings: PrepareSettings, tokenizer_n
         "tokenizer": tokenizer_name,
     }
     path = root / PLAN
+    begun = (root / "tokenizer.json").exists()  # made first: before it, nothing is of the plan
     if (root / HEADER).exists():
         raise FileExistsError(f"{root}: a finished token store; choose another folder, or remove this one")
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != plan:
-            raise ValueError(
-                f"{root}: begun with other files or settings; give the same ones to go on, or remove it"
-            )
-    elif root.exists() and any(not file.name.startswith(".") for file in root.iterdir()):
+    if not path.exists() and root.exists() and any(not file.name.startswith(".") for file in root.iterdir()):
         raise FileExistsError(f"{root}: exists and is no token store; choose another folder")
-    else:
+    if not (path.exists() and begun):
         root.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(plan).encode())
+    elif json.loads(path.read_text(encoding="utf-8")) != plan:
+        raise ValueError(
+            f"{root}: begun with other files or settings; give the same ones to go on, or remove it"
+        )
     (root / "shards").mkdir(exist_ok=True)
 
 
@@ -132,8 +132,7 @@ def _tokenizer(
 ) -> GLMTokenizer:
     if not (root / "tokenizer.json").exists():
         made = make(sample_texts(list(chain.from_iterable(shards)), settings.sample_characters))
-        part = made.save(root / ".tokenizer.json")
-        part.replace(root / "tokenizer.json")
+        write_atomically(root / "tokenizer.json", made.to_json().encode())
     return GLMTokenizer.load(root)
 
 
@@ -143,8 +142,3 @@ def _splitter(root: Path, shards: list[list[Piece]], settings: PrepareSettings) 
         texts = sample_texts(list(chain.from_iterable(shards)), settings.punkt_characters)
         write_atomically(path, SentenceSplitter.train(texts).parameters.encode())
     return SentenceSplitter(path.read_text(encoding="utf-8"))
-
-
-def file_checksum(path: Path) -> str:
-    """Tells one file from another, for tokenizer_name."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

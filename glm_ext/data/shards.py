@@ -1,7 +1,8 @@
 """Files to shards of tokens: the plan, the encoding of one shard, and the processes that encode them all.
 
 A shard is a .npz file with the documents of some megabytes of files. It appears whole or not at all, and its
-bytes depend on nothing but its sources, the tokenizer and the sentence splitter.
+bytes depend on nothing but its sources, the tokenizer and the sentence splitter. Its arrays are in memory
+while it is made. Only .jsonl is cut: a .txt, .gz or .parquet file is in one shard, however long.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bits import Bits, Flags
+from .files import write_atomically
 from .punkt import SentenceSplitter
-from .sources import Document, Piece, Problem, Report, read_documents
+from .sources import Piece, Problem, Report, read_documents
 from .spans import Ints
-from .store import token_dtype, write_atomically
+from .store import token_dtype
 from .tokenizer import GLMTokenizer
 
 _MAX_CHARACTERS = 1 << 20  # of a text that is encoded at once: more costs memory, not less time
@@ -38,7 +40,10 @@ OnError = Literal["stop", "skip"]
 
 
 def plan_shards(files: Iterable[Path], shard_bytes: int) -> list[list[Piece]]:
-    """Files, and parts of long .jsonl files, in shards of about shard_bytes; order is kept."""
+    """Files, and parts of long .jsonl files, in shards of about shard_bytes; order is kept.
+
+    Files of other kinds are not cut: one that is longer than shard_bytes makes a shard as long as it is.
+    """
     shards: list[list[Piece]] = []
     room = 0
     for file in files:
@@ -49,49 +54,58 @@ def plan_shards(files: Iterable[Path], shard_bytes: int) -> list[list[Piece]]:
             if room <= 0:
                 shards.append([])
                 room = shard_bytes
-            shards[-1].append(Piece(file, begin, end))
-            room -= (size if end is None else end) - begin
+            shards[-1].append(piece := Piece(file, begin, end))
+            room -= _bytes(piece)
     return shards
 
 
-def sample_texts(pieces: Sequence[Piece], characters: int) -> Iterator[str]:
-    """Texts of about so many characters in all, an equal share of each piece. What is bad is left out."""
-    share = -(-characters // len(pieces))
-    for piece in pieces:
-        room = share
-        for document in read_documents(piece, report=lambda problem: None):
-            for chunk in chunks(document.prompt + document.text):
-                yield chunk[:room]
-                room -= len(chunk)
-                if room <= 0:
-                    break
-            if room <= 0:
-                break
+def sample_texts(
+    pieces: Sequence[Piece], characters: int, report: Report = lambda problem: None
+) -> Iterator[str]:
+    """Texts of so many characters in all, if there are; of each piece an equal share, as far as it has one.
+
+    The shortest piece comes first, and what it lacks of its share goes to the longer ones. What is bad
+    is reported; where the report returns, it is left out.
+    """
+    left = characters
+    for number, piece in enumerate(sorted(pieces, key=_bytes)):
+        room = -(-left // (len(pieces) - number))
+        left -= room
+        texts = chain.from_iterable(
+            chunks(document.prompt + document.text) for document in read_documents(piece, report)
+        )
+        while room > 0 and (chunk := next(texts, None)) is not None:
+            yield chunk[:room]
+            room -= min(room, len(chunk))
+        left += room
+
+
+def _bytes(piece: Piece) -> int:
+    return (piece.file.stat().st_size if piece.end is None else piece.end) - piece.begin
 
 
 def chunks(text: str, longest: int = _MAX_CHARACTERS) -> Iterator[str]:
     """A text in pieces of bounded length, cut before a blank line, else a line end, else a space.
 
-    A word keeps the white space before it, as byte-level BPE wants; so its tokens are those of the whole.
+    A word keeps the white space before it: in byte-level BPE the tokens are those of the whole, except about
+    a cut within a word or a run of white space that leaves no other.
 
     >>> list(chunks("one two\\n\\nthree four", longest=12))
     ['one two', '\\n\\nthree four']
     """
     begin = 0
     while len(text) - begin > longest:
-        end = next(
-            (
-                place
-                for mark in ("\n\n", "\n", " ")
-                if (place := text.rfind(mark, begin + 1, begin + longest)) > 0
-            ),
-            begin + longest,
-        )
-        while end - 1 > begin and text[end - 1].isspace():  # cut before the whole run of white space
-            end -= 1
+        cuts = (_before_space(text, begin, begin + longest, mark) for mark in ("\n\n", "\n", " "))
+        end = next((cut for cut in cuts if cut > begin), begin + longest)
         yield text[begin:end]
         begin = end
     yield text[begin:]
+
+
+def _before_space(text: str, begin: int, end: int, mark: str) -> int:
+    """Where the white space around the last `mark` of text[begin:end] begins; `begin` for no such place."""
+    place = max(begin, text.rfind(mark, begin + 1, end))
+    return begin + len(text[begin:place].rstrip())
 
 
 # ------------------------------------------------------------------------------------------------ one shard
@@ -111,7 +125,7 @@ class Encoder:
         lengths: list[int] = []
         prompts: list[int] = []
         documents = chain.from_iterable(read_documents(piece, report) for piece in pieces)
-        for group in _groups(documents):
+        for group in _runs(documents, lambda document: len(document.text) + len(document.prompt)):
             parts = [list(chunks(part)) if part else [] for document in group for part in document]
             encoded = iter(self._encode([chunk for part in parts for chunk in part]))
             for text, prompt in zip(parts[::2], parts[1::2], strict=True):
@@ -134,12 +148,16 @@ class Encoder:
         return np.array([self.tokenizer.eos_id], dtype=self.dtype)
 
     def _encode(self, texts: list[str]) -> Iterator[tuple[NDArray[Any], Flags]]:
-        if self.splitter is None:
-            for ids in self.tokenizer.encode_batch(texts):
-                yield np.array(ids, dtype=self.dtype), np.zeros(len(ids), dtype=np.bool_)
-            return
-        for text, (ids, reach) in zip(texts, self.tokenizer.encode_with_ends(texts), strict=True):
-            yield np.array(ids, dtype=self.dtype), end_flags(self.splitter.ends(text), np.array(reach))
+        for run in _runs(texts, len):  # a document may be of any length
+            if self.splitter is None:
+                for ids in self.tokenizer.encode_batch(run):
+                    yield np.array(ids, dtype=self.dtype), np.zeros(len(ids), dtype=np.bool_)
+            else:
+                for text, (ids, reach) in zip(run, self.tokenizer.encode_with_ends(run), strict=True):
+                    yield (
+                        np.array(ids, dtype=self.dtype),
+                        end_flags(self.splitter.ends(text), np.array(reach)),
+                    )
 
 
 def end_flags(sentence_ends: list[int], reach: Ints) -> Flags:
@@ -158,18 +176,21 @@ def end_flags(sentence_ends: list[int], reach: Ints) -> Flags:
     return flags
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in groups of about a million characters: what is encoded in one call."""
-    group: list[Document] = []
-    characters = 0
-    for document in documents:
-        group.append(document)
-        characters += len(document.text) + len(document.prompt)
-        if characters >= _MAX_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
+_Item = TypeVar("_Item")
+
+
+def _runs(items: Iterable[_Item], characters: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """Items in runs of a million characters, and those of the last item: what is encoded in one call."""
+    run: list[_Item] = []
+    total = 0
+    for item in items:
+        run.append(item)
+        total += characters(item)
+        if total >= _MAX_CHARACTERS:
+            yield run
+            run, total = [], 0
+    if run:
+        yield run
 
 
 def _make_shard(encoder: Encoder, path: Path, pieces: list[Piece], on_error: OnError) -> list[str]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from .bits import Bits, Flags
 from .documents import TokenDocuments
+from .files import file_sha256, write_atomically
 from .spans import Ints
 from .tokenizer import GLMTokenizer
 
@@ -135,7 +136,7 @@ class StoreWriter:
             del files["weights.bits"]
             (self.root / "weights.bits").unlink()
         tokenizer = self.root / _TOKENIZER
-        files[_TOKENIZER] = {"bytes": tokenizer.stat().st_size, "sha256": _sha256(tokenizer)}
+        files[_TOKENIZER] = {"bytes": tokenizer.stat().st_size, "sha256": file_sha256(tokenizer)}
         header = {"format": _FORMAT, **self._counts, "dtype": self.dtype, **facts, "files": files}
         write_atomically(self.root / HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
 
@@ -147,16 +148,6 @@ def token_dtype(vocab_size: int) -> str:
     ('<u2', '<u4')
     """
     return "<u2" if vocab_size <= 2**16 else "<u4"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is there whole, or not at all, whenever the process or the machine stops."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
 
 
 class _Mapped(np.memmap):
@@ -225,13 +216,5 @@ def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
             f"{path}: expected {expected['bytes']} bytes, got {size}: cut off or altered; "
             "prepare the store again"
         )
-    if verify and _sha256(path) != expected["sha256"]:
+    if verify and file_sha256(path) != expected["sha256"]:
         raise ValueError(f"{path}: altered: its checksum is not the one in {HEADER}; prepare the store again")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

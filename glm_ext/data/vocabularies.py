@@ -119,7 +119,8 @@ def read(path: Path) -> Tokenizer:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; expected {_KNOWN}")
     if path.is_dir():
-        found = [path / name for name in _READERS if (path / name).is_file()] + sorted(path.glob("*.model"))
+        named = [path / name for name in _READERS if (path / name).is_file()]
+        found = sorted(path.glob("*.model")) + named
         if not found:
             raise ValueError(f"{path}: holds no vocabulary; expected {_KNOWN}")
         path = found[0]
@@ -143,7 +144,10 @@ def read_json(path: Path) -> Tokenizer:
 
 
 def _read_any_json(path: Path) -> Tokenizer:
-    return _append(read_json(path), ("eos", *_APPENDED))
+    tokenizer = read_json(path)
+    if tokenizer.token_to_id(SPECIAL_TOKENS["pad"]) is not None:  # BERT's, whose padding ends a text too
+        return _append(tokenizer, _APPENDED)
+    return _append(tokenizer, ("eos", *_APPENDED))
 
 
 def _read_gpt2(path: Path) -> Tokenizer:
@@ -249,11 +253,15 @@ def _added_tokens(names: Iterable[str]) -> list[Any]:
 
 
 _MERGES = ("merges.txt", "vocab.bpe")
+
+# Of a folder the first that is there is read, after a sentencepiece model: what tells the kind of vocabulary
+# comes before tokenizer.json, whose ids may be others; and that before vocab.json, since it says how words
+# are split.
 _READERS = {
+    "vocab.txt": _read_bert,
     "tokenizer.json": _read_any_json,
     "vocab.json": _read_gpt2,
     "encoder.json": _read_gpt2,
-    "vocab.txt": _read_bert,
 }
 _KNOWN = (
     "a tokenizer.json, GPT-2's vocab.json or encoder.json with merges.txt or vocab.bpe beside it, "

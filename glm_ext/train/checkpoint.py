@@ -15,7 +15,6 @@ the earlier ones as they were. Each read compares the files with the manifest fi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
+from glm_ext.data.files import file_sha256
 from glm_ext.extras import require
 
 
@@ -110,7 +110,7 @@ def find_damage(path: Path) -> str | None:
             size = (path / name).stat().st_size
             if size != wanted["size"]:
                 return f"{name} has {size} bytes, expected {wanted['size']}"
-            if _digest(path / name) != wanted["sha256"]:
+            if file_sha256(path / name) != wanted["sha256"]:
                 return f"{name} was altered (its SHA-256 differs from the manifest's)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -140,7 +140,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.tokenizer is not None:
         write_text("tokenizer.json", checkpoint.tokenizer)
     manifest = {
-        path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
     }
     write_text("manifest.json", json.dumps(manifest, indent=2))
     for path in [*folder.iterdir(), folder]:
@@ -164,14 +165,6 @@ def _read(folder: Path) -> Checkpoint:
 def _newest_first(run: Path) -> list[Path]:
     numbered = [(int(p.name[5:]), p) for p in run.glob("step-*") if p.name[5:].isdecimal()]
     return [path for _, path in sorted(numbered, reverse=True)]
-
-
-def _digest(path: Path) -> str:
-    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

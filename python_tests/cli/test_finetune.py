@@ -176,7 +176,7 @@ def test_a_file_without_examples_is_refused(tmp_path, finished, files, capsys):
 
 def test_existing_folder_and_other_settings_are_refused(tuned, finished, files, capsys):
     assert "--resume" in refused(capsys, [str(finished), *files, "--out", str(tuned)])
-    assert "leave out epochs" in refused(capsys, ["--resume", str(tuned), "--epochs", "7"])
+    assert "leave out --epochs" in refused(capsys, ["--resume", str(tuned), "--epochs", "7"])
 
 
 def test_resume_on_other_examples_is_refused(tmp_path, finished, files, capsys):

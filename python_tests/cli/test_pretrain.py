@@ -10,8 +10,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from glm_ext.cli import main
+from glm_ext.cli import main, pretrain
 from glm_ext.train import TrainConfig, load_checkpoint, load_model
+from glm_ext.train.trainer import Trainer
 
 
 def test_run_folder_holds_everything(finished):
@@ -37,6 +38,28 @@ def test_report_has_the_losses_and_three_blanks(tmp_path, small_run, capsys):
     assert printed.count("[MASK]") == 4  # three blanks and the command to try
     assert len(re.findall(r"\n    model .*\n    truth  \w+", printed)) == 3
     assert f"loss curve  {tmp_path / 'run' / 'loss.png'}" in printed
+
+
+@pytest.mark.parametrize(("positions", "too_long"), [(32, {0, 1, 2}), (12, {3})])
+def test_a_model_of_few_positions_comes_to_its_end(tmp_path, small_run, capsys, positions, too_long):
+    """A blank of the usual length does not fit into 32 positions, no sentence of 8 words into 12."""
+    run = tmp_path / "run"
+    overrides = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "max_positions": positions}
+    options = ["--data.seq_length", str(positions), "--model.overrides", json.dumps(overrides)]
+    assert main(["pretrain", *small_run, *options, "--steps", "2", "--run", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert (run / "loss.png").is_file() and f"loss curve  {run / 'loss.png'}" in printed
+    assert printed.count("shorten it") in too_long
+
+
+def test_the_last_step_is_evaluated_once(tmp_path, small_run, monkeypatch):
+    looks = []
+    loss = Trainer._loss
+    monkeypatch.setattr(Trainer, "_loss", lambda self, batches: looks.append(batches) or loss(self, batches))
+    assert main(["pretrain", *small_run, "--steps", "2", "--run", str(tmp_path / "run")]) == 0
+    assert len(looks) == 1
+    assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0  # nothing is left to do but to report
+    assert len(looks) == 2
 
 
 def test_trained_model_fills_blanks(finished, capsys):
@@ -81,6 +104,14 @@ def test_packed_batches_train_and_resume(tmp_path, small_run, capsys):
     assert all(0.9 * 200 < after - before <= 200 for before, after in pairwise([0, *tokens]))
     assert main(["pretrain", "--resume", str(run), "--steps", "5"]) == 0
     assert TrainConfig.from_yaml(run / "config.yaml").data.token_budget == 200
+
+
+def test_no_document_of_a_packed_batch_sees_another(tmp_path, small_run):
+    options = [*small_run, "--data.packing", "true", "--run", str(tmp_path / "run")]
+    job = pretrain.prepare(*pretrain.parse(options))
+    for batch in [*job.train.take(3), *job.held_out]:
+        assert (batch.tokens == job.tokenizer.cls_id).sum() == len(batch.prefix_len) > 1
+        assert batch.num_tokens <= 4 * 32
 
 
 def start(arguments):
@@ -141,7 +172,7 @@ else:  # while step 10 is saved: some files are written
     save = Trainer.save
     def half(self):
         if self.steps_taken == 10:
-            checkpoint._digest = die
+            checkpoint.file_sha256 = die
         return save(self)
     Trainer.save = half
 main(arguments)

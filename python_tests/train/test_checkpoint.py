@@ -54,7 +54,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert load_checkpoint(tmp_path)[0].model["w"][0, 0] == 2.0
 
 
-@pytest.mark.parametrize("failing", ["_digest", "_flush"])
+@pytest.mark.parametrize("failing", ["file_sha256", "_flush"])
 def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch, failing):
     save_checkpoint(tmp_path, 5, make(), keep_last=1)
 
@@ -69,7 +69,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch, failing):
     assert load_checkpoint(tmp_path)[1].name == "step-5"
 
 
-@pytest.mark.parametrize("killed_at", ["_digest", "_flush", "_remove"])
+@pytest.mark.parametrize("killed_at", ["file_sha256", "_flush", "_remove"])
 def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_one(tmp_path, killed_at):
     """A child process saves step 5, then dies without any cleaning up somewhere in the save of step 6."""
     code = f"""
