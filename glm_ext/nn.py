@@ -24,6 +24,8 @@ from .ops.reference import Lengths
 # 512, 1.05 to 1.07 with 2048; backward: 1.03, 1.04, 1.04 to 1.06.
 FUSED_LINEAR_ROWS = 512
 
+BACKENDS = ("auto", "fused", "eager")
+
 
 def ops_for(backend: str, device_type: str = "cpu") -> ModuleType:
     """What a layer runs on: "fused" kernels, "eager" plain torch, or "auto", fused where there is a kernel.
@@ -37,7 +39,7 @@ def ops_for(backend: str, device_type: str = "cpu") -> ModuleType:
         return reference
     if backend == "auto" and device_type == "cuda":
         return auto
-    if backend in ("fused", "auto"):
+    if backend in BACKENDS:
         return ops
     raise ValueError(f'backend: expected "auto", "fused" or "eager", got {backend!r}')
 

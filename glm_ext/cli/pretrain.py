@@ -126,7 +126,7 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
     }
     blanks = held_out_cloze(text.held_out_texts, np.random.default_rng(config.seed), 3)
     torch.manual_seed(config.seed)
-    model = GLM(model_config).to(config.device)
+    model = GLM(model_config, backend=config.backend).to(config.device)
 
     run.mkdir(parents=True, exist_ok=True)
     check_same_text(run / "data.json", text)

@@ -11,6 +11,7 @@ import torch
 
 from glm_ext.config import PRESETS, GLMConfig
 from glm_ext.data.objectives import DocumentSettings, Mixture, standard_objectives
+from glm_ext.nn import BACKENDS
 from glm_ext.spelling import did_you_mean
 from glm_ext.train.schedule import SCHEDULES
 from glm_ext.train.settings import ConfigError, Settings, expect, expect_one_of, setting
@@ -189,6 +190,7 @@ class TrainConfig(Settings):
         False, "keep only the inputs of each block and compute the rest again in backward: less memory"
     )
     compile: bool = setting(False, "run the model through torch.compile")
+    backend: str = setting("auto", "what the layers run on: fused kernels, eager plain torch, or auto")
     workers: int = setting(0, "processes that make batches ahead of time; they change no result")
     device: str = setting("cpu", "cpu or cuda")
     threads: int | None = setting(None, "CPU threads; null: as torch finds")
@@ -205,6 +207,7 @@ class TrainConfig(Settings):
         expect(0 <= self.seed < 2**63, "seed", "a number in [0, 2**63)", self.seed)
         expect(self.workers >= 0, "workers", "0 or more", self.workers)
         expect_one_of(PRECISIONS, "precision", self.precision)
+        expect_one_of(BACKENDS, "backend", self.backend)
         check_device(self.device)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from glm_ext.cli import main, pretrain
+from glm_ext.nn import Layer
 from glm_ext.train import TrainConfig, load_checkpoint, load_model
 from glm_ext.train.trainer import Trainer
 
@@ -104,6 +105,20 @@ def test_packed_batches_train_and_resume(tmp_path, small_run, capsys):
     assert all(0.9 * 200 < after - before <= 200 for before, after in pairwise([0, *tokens]))
     assert main(["pretrain", "--resume", str(run), "--steps", "5"]) == 0
     assert TrainConfig.from_yaml(run / "config.yaml").data.token_budget == 200
+
+
+def test_a_run_on_plain_torch_has_the_losses_of_the_kernels(tmp_path, small_run):
+    """Same weights, batches and dropout bits: other bits would move a loss in its second digit."""
+    losses = {}
+    for backend in ("fused", "eager"):
+        run = tmp_path / backend
+        job = pretrain.prepare(*pretrain.parse([*small_run, "--backend", backend, "--run", str(run)]))
+        assert {layer.backend for layer in job.model.modules() if isinstance(layer, Layer)} == {backend}
+        assert pretrain.train(job) == 0
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+        losses[backend] = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses["eager"]) == 12
+    assert losses["eager"] == pytest.approx(losses["fused"], rel=1e-5)
 
 
 def test_no_document_of_a_packed_batch_sees_another(tmp_path, small_run):

@@ -11,6 +11,7 @@ UNUSUAL = TrainConfig(
     step_tokens=1000,
     precision="bf16",
     checkpoint_activations=True,
+    backend="eager",
     workers=2,
     model=ModelConfig(
         preset="base", overrides={"num_layers": 3, "hidden_dropout": 0.25, "approximate": "none"}
@@ -95,6 +96,7 @@ def test_missing_file_is_named(tmp_path):
             "optim.decay: expected at most the 0.5",
         ),
         (lambda: TrainConfig(precision="int8"), "precision: expected float32, bf16 or fp16, got 'int8'"),
+        (lambda: TrainConfig(backend="torch"), "backend: expected auto, fused or eager, got 'torch'"),
         (lambda: TrainConfig(step_tokens=0), "step_tokens: expected at least 1, or null, got 0"),
         (lambda: TrainConfig(workers=-1), "workers: expected 0 or more, got -1"),
         (lambda: OptimConfig(lr=float("nan")), "optim.lr"),
