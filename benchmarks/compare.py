@@ -33,6 +33,7 @@ from glm_ext import _C
 from .cases import OURS, Case, all_cases, attention_sweep, rate
 from .train_step import step_cases
 
+ROOT = Path(__file__).parent.parent
 SUITES = {"ops": all_cases, "attention": attention_sweep, "step": step_cases}
 HELD_TO_AVX2 = {  # read when the libraries load: ours, ATen, MKL, oneDNN
     "GLM_FORCE_ISA": "avx2",
@@ -72,12 +73,10 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
 
 
 def conditions(suite: str, threads: int) -> dict[str, Any]:
-    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "suite": suite,
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
@@ -87,6 +86,17 @@ def conditions(suite: str, threads: int) -> dict[str, Any]:
         "allocator": os.environ.get("LD_PRELOAD") or "glibc",
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def commit() -> str:
+    """What was measured; "-dirty" where the package or its sources differ from that commit."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+
+    found = git("rev-parse", "--short", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", "csrc", "glm_ext").returncode
+    return found + ("-dirty" if changed else "") if found else "unknown"
 
 
 def cpu_name() -> str:
