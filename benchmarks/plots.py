@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md: speed against length, time against prefix, ratios to the peers."""
+"""The pictures of docs/performance.md, of speed, and of docs/results.md, of loss and accuracy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot
 
 from .cases import OURS
-from .report import Report, gflops_of, ratio, read
+from .experiments import HELD_OUT, score, title
+from .report import gflops_of, ratio
+from .result_file import Report, read
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 OUR_COLOUR, PEER_COLOURS = "#2f6fdb", ("#e8590c", "#2b8a3e", "#862e9c")
@@ -21,11 +23,15 @@ SDPA = "SDPA"
 # What is drawn from which result; a machine without AVX-512 has its own files.
 ATTENTION, OPS = "cpu-attention-1-avx512", "cpu-ops-2-avx512"
 
+PRETRAINING, TASKS = "pretrain-10m", ("reviews", "mails")
+
 
 def draw_all(folder: Path) -> None:
     draw(folder / "speed_against_length.png", speed_against_length, read(ATTENTION))
     draw(folder / "time_against_prefix.png", time_against_prefix, read(ATTENTION))
     draw(folder / "ratios.png", ratios, read(OPS))
+    draw(folder / "pretraining.png", pretraining, read(PRETRAINING))
+    draw(folder / "few_shot.png", few_shot, {task: read(f"few-shot-{task}") for task in TASKS})
 
 
 def draw(path: Path, picture: Callable[[Any, Report], None], report: Report) -> None:
@@ -119,3 +125,40 @@ def ratios(figure: Any, report: Report) -> None:
     axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.tick_params(axis="y", labelsize=6.5, length=0)
     axes.set(xlabel="time of the fastest peer / ours", xlim=(0, 1.12 * max(best)))
+
+
+def pretraining(figure: Any, report: Report) -> None:
+    """Held-out loss over tokens, in all and by objective."""
+    axes = figure.subplots()
+    (run,) = report["runs"].values()
+    looks = run["held_out"]
+    tokens = [look["step"] / run["steps"] * run["tokens"] / 1e6 for look in looks]
+    names = [name for name in looks[0] if name.startswith(HELD_OUT)]
+    for name, colour in zip(names, (OUR_COLOUR, *PEER_COLOURS), strict=True):
+        width = 2 if name == HELD_OUT else 1
+        axes.plot(tokens, [look[name] for look in looks], color=colour, linewidth=width, label=title(name))
+    axes.axhline(run["unigram"], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="unigram")
+    axes.set(xlabel="million tokens read", ylabel="held-out loss, nats a token")
+    axes.grid(axis="y", color=GRID)
+    axes.legend(fontsize=8)
+
+
+def few_shot(figure: Any, reports: dict[str, Report]) -> None:
+    """Accuracy over the number of examples; bars reach one deviation of the seeds up and down."""
+    for axes, (task, report) in zip(
+        figure.subplots(1, len(reports), sharey=True), reports.items(), strict=True
+    ):
+        rows = report["few_shot"]
+        sizes = sorted({row["per_class"] for row in rows})
+        forms = dict.fromkeys(row["form"] for row in rows)
+        for form, colour in zip(forms, (OUR_COLOUR, *PEER_COLOURS), strict=False):
+            means, spreads = zip(*(score(rows, form, size) for size in sizes), strict=True)
+            axes.errorbar(
+                sizes, means, spreads, color=colour, marker="o", markersize=3, capsize=3, label=form
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set(title=task, xlabel="examples of each label")
+        axes.grid(axis="y", color=GRID)
+    figure.axes[0].set_ylabel("accuracy on the test set, %")
+    figure.axes[0].legend(fontsize=8)

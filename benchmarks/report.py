@@ -1,4 +1,5 @@
-"""Measurements as tables and pictures: benchmarks/results -> README.md, docs/performance.md, docs/images.
+"""Measurements as tables and pictures: benchmarks/results -> README.md, docs/performance.md, docs/results.md,
+docs/images.
 
     python -m benchmarks.report            after new files in benchmarks/results
     python -m benchmarks.report --check    fails if the pages do not say what the files say
@@ -12,24 +13,15 @@ A page asks for a table by a pair of comments, and what stands between them is r
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 from .cases import OURS, rate
+from .experiments import curves_table, few_shot_table
+from .result_file import ROOT, Report, read, small_print
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ROOT / "README.md", ROOT / "docs" / "performance.md"
+PAGES = [ROOT / page for page in ("README.md", "docs/performance.md", "docs/results.md")]
 BLOCK = re.compile(r"<!-- table ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
-
-Report = dict[str, Any]  # {"conditions": {...}, "cases": [...]} of benchmarks.compare
-
-
-def read(name: str) -> Report:
-    report: Report = json.loads((RESULTS / f"{name}.json").read_text())
-    return report
 
 
 def table(report: Report) -> str:
@@ -67,13 +59,11 @@ def gflops_of(case: dict[str, Any], peer: str = OURS) -> float:
 
 def conditions(report: Report) -> str:
     """Under which a table holds, in one line of small print."""
-    given = report["conditions"]
-    threads = "1 thread" if given["threads"] == 1 else f"{given['threads']} threads"
     peak = max(case["peak_gflops"] for case in report["cases"])
-    return (
-        f"*{given['cpu']}, {given['isa']}, {threads} of {given['cores']} cores, peak {peak:.0f} GFLOP/s "
-        f"(float32 multiply-add), torch {given['torch']}, {given['compiler']}, {given['allocator']}, "
-        f"{given['date']}, commit {given['commit']}. Peers take turns in one process; median (p20-p80).*"
+    return small_print(
+        report,
+        f", peak {peak:.0f} GFLOP/s (float32 multiply-add)",
+        " Peers take turns in one process; median (p20-p80).",
     )
 
 
@@ -81,9 +71,15 @@ def rewritten(page: str) -> str:
     """The page with every table made anew."""
 
     def fill(block: re.Match[str]) -> str:
-        return f"<!-- table {block[1]} -->\n{table(read(block[1]))}<!-- end -->"
+        report = read(block[1])
+        (made,) = (make for kind, make in TABLES.items() if kind in report)
+        return f"<!-- table {block[1]} -->\n{made(report)}<!-- end -->"
 
     return BLOCK.sub(fill, page)
+
+
+# A result says by its key what it is.
+TABLES = {"cases": table, "runs": curves_table, "few_shot": few_shot_table}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import report
+from benchmarks import experiments, report
 
 
 @pytest.fixture
@@ -68,3 +68,43 @@ def test_only_what_stands_between_the_comments_is_rewritten(measured, monkeypatc
     )
     assert "old" not in new
     assert report.rewritten(new) == new
+
+
+def test_curves_stand_side_by_side_by_objective(measured):
+    def run(losses):
+        looks = [
+            {"step": 10 * (i + 1), "held_out_loss": loss, "held_out_loss/token": loss - 1}
+            for i, loss in enumerate(losses)
+        ]
+        return {
+            "steps": 20,
+            "tokens": 3_000_000,
+            "seconds": 120,
+            "tokens_per_second": 25_000.0,
+            "precision": "bf16",
+            "held_out": looks,
+        }
+
+    curves = {
+        "conditions": measured["conditions"],
+        "runs": {"fused": run([5.0, 4.0]), "eager": run([5.5, 4.5])},
+    }
+    lines = experiments.curves_table(curves).splitlines()
+    assert lines[0] == "| step | held out, fused | held out, eager | token, fused | token, eager |"
+    assert lines[2:4] == ["| 10 | 5.000 | 5.500 | 4.000 | 4.500 |", "| 20 | 4.000 | 4.500 | 3.000 | 3.500 |"]
+    assert "fused: 3.0 M tokens in 20 steps, 2 min of training, 25,000 tokens/s" in lines[5]
+
+
+def test_few_shot_results_are_a_mean_and_a_deviation(measured):
+    rows = [{"form": "cloze", "per_class": 16, "seed": i, "accuracy": 50.0 + 10 * i} for i in (1, 2, 3)]
+    rows += [{"form": "head", "per_class": 16, "seed": 1, "accuracy": 55.0}]
+    lines = experiments.few_shot_table({"conditions": measured["conditions"], "few_shot": rows}).splitlines()
+    assert lines[0] == "| of each label | cloze | head |" and lines[2] == "| 16 | 70.0 ± 10.0 | 55.0 ± 0.0 |"
+
+
+def test_as_many_examples_are_drawn_of_each_label():
+    few_shot = pytest.importorskip("benchmarks.few_shot")
+    lines = [f'{{"text": "{i}", "label": {int(i % 3 == 0)}}}' for i in range(30)]
+    drawn = few_shot.draw(lines, per_class=5, seed=1)
+    assert len(set(drawn)) == 10 and sum('"label": 1' in line for line in drawn) == 5
+    assert drawn == few_shot.draw(lines, per_class=5, seed=1) != few_shot.draw(lines, per_class=5, seed=2)
