@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from glm_ext import GLM, Batch, GLMConfig
+from glm_ext.train.throughput import useful_flops
 
 from .cases import OURS, Case, Peer, visible_pairs
 from .plain_glm import plain_twin
@@ -92,17 +93,13 @@ def step_cases() -> Iterator[Case]:
             op="GLM-base step",
             name=f"B={B} S={S} a={PREFIX} dropout={dropout} f32",
             peers=functools.partial(peers, base(dropout)),
-            flops=step_flops(base(dropout)),
+            flops=useful_flops(
+                base(dropout),
+                tokens=B * S,
+                targets=B * (S - PREFIX),
+                pairs=B * visible_pairs(S, PREFIX),
+            ),
         )
-
-
-def step_flops(config: GLMConfig) -> float:
-    """Of forward and backward: the blocks' matrices, attention's visible pairs, the rows with a loss."""
-    width, layers = config.hidden_size, config.num_layers
-    blocks = 6 * B * S * layers * width * (4 * width + 2 * config.ffn_hidden_size)
-    attention = 3.5 * 4 * width * visible_pairs(S, PREFIX) * B * layers
-    head = 6 * B * (S - PREFIX) * width * config.vocab_size
-    return blocks + attention + head
 
 
 def peak_memory(dropout: float, peer: str) -> int:

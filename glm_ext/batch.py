@@ -36,8 +36,8 @@ class Batch:
     ...     loss_mask=torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]),
     ...     prefix_len=torch.tensor([3]),
     ... )
-    >>> one_blank.num_tokens, one_blank.num_targets
-    (5, 2)
+    >>> one_blank.num_tokens, one_blank.num_targets, one_blank.visible_pairs
+    (5, 2, 18)
     """
 
     tokens: Tensor
@@ -77,14 +77,33 @@ class Batch:
         return replace(self, **moved)
 
     @property
+    def lengths(self) -> Tensor:
+        """[B] tokens of each sequence that are not padding."""
+        if self.seq_len is None:
+            return torch.full_like(self.prefix_len, self.tokens.shape[1])
+        return self.seq_len
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
-        return self.tokens.numel() if self.seq_len is None else int(self.seq_len.sum())
+        return int(self.lengths.sum())
 
     @property
     def num_targets(self) -> int:
         """Targets that the loss counts: those of non-zero weight."""
         return int(torch.count_nonzero(self.loss_mask))
+
+    @property
+    def visible_pairs(self) -> int:
+        """Pairs of a token and one that it sees under GLM's mask, in all sequences; padding counts in none.
+
+            sum of (n (n + 1) + a (a - 1)) / 2    over sequences of n tokens, a of them Part A
+
+        A token of Part A sees all a of it; token i of the sequence, from 0, sees i + 1 where it is in Part B.
+        """
+        n = self.lengths
+        a = torch.minimum(self.prefix_len, n)
+        return int((n * (n + 1) + a * (a - 1)).sum()) // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +128,16 @@ class PackedBatch(Batch):
     ...     prefix_len=torch.tensor([3, 2]),
     ...     cu_seqlens=torch.tensor([0, 5, 9]),
     ... )
-    >>> packed.num_tokens, packed.num_targets
-    (9, 4)
+    >>> packed.num_tokens, packed.num_targets, packed.visible_pairs  # 18 of the first and 11 of the second
+    (9, 4, 29)
     """
 
     cu_seqlens: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """[G] tokens of each example."""
+        return self.cu_seqlens.diff()
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 1:

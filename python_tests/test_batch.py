@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from glm_ext.batch import Batch, PackedBatch
+from glm_ext.ops.reference import visible
 
 
 def fields(b: int = 2, s: int = 5, **changed: Any) -> dict[str, Any]:
@@ -55,6 +56,24 @@ def test_counts_leave_out_padding_and_weightless_targets() -> None:
     assert Batch(**fields(loss_mask=weights)).num_targets == 3
 
 
+# (length, of Part A) of sequences; the last is one whose Part A is longer than it, which the mask cuts.
+SEQUENCES = [(9, 4), (7, 7), (8, 0), (1, 1), (1, 0), (0, 0), (5, 6)]
+
+
+def counted_in_the_mask(length: int, prefix: int, size: int) -> int:
+    """In the dense mask of a sequence padded to `size`; what the rows of its padding see is nobody's."""
+    return int(visible(size, size, prefix, length)[0, :length].sum())
+
+
+@pytest.mark.parametrize("size", [9, 12])
+def test_visible_pairs_are_those_of_the_dense_mask(size: int) -> None:
+    lengths, prefixes = map(torch.tensor, zip(*SEQUENCES, strict=True))
+    batch = Batch(**fields(len(SEQUENCES), size, seq_len=lengths, prefix_len=prefixes))
+    assert batch.visible_pairs == sum(counted_in_the_mask(n, a, size) for n, a in SEQUENCES)
+    whole = Batch(**fields(len(SEQUENCES), size, seq_len=None, prefix_len=prefixes))
+    assert whole.visible_pairs == sum(counted_in_the_mask(size, a, size) for _, a in SEQUENCES)
+
+
 def test_to_moves_every_tensor() -> None:
     moved = Batch(**fields()).to("meta")
     assert all(getattr(moved, name).device.type == "meta" for name in fields())
@@ -93,6 +112,15 @@ def packed(n: int = 7, g: int = 2, **changed: Any) -> dict[str, Any]:
 def test_a_wrong_field_of_a_packed_batch_is_named(name: str, value: Any, error: Any, said: str) -> None:
     with pytest.raises(error, match=f"{name}: {said}"):
         PackedBatch(**packed(**{name: value}))
+
+
+def test_visible_pairs_of_a_packed_batch_are_within_its_examples() -> None:
+    lengths, prefixes = map(torch.tensor, zip(*SEQUENCES, strict=True))
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    ragged = {"prefix_len": prefixes, "cu_seqlens": ends}
+    batch = PackedBatch(**packed(int(lengths.sum()), len(SEQUENCES), **ragged))
+    assert batch.visible_pairs == sum(counted_in_the_mask(n, a, n) for n, a in SEQUENCES)
+    assert PackedBatch(**packed(0, 0)).visible_pairs == 0
 
 
 def test_a_packed_batch_counts_and_moves() -> None:

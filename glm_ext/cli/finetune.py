@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from glm_ext.cli.errors import UserError, user_errors
@@ -100,7 +101,10 @@ def prepare(config: FinetuneConfig, run: Path, resume: Checkpoint | None) -> Job
     torch.manual_seed(config.seed)  # for the layers of the task, if it has any, then for those of the model
     task = load_task(config.task, tokenizer, model_config=model_config, **config.options)
     files = {"train": Path(config.train), "valid": Path(config.valid)}
-    examples = {name: task.examples(path) for name, path in files.items()}
+    examples = {
+        "train": task.training_examples(files["train"], np.random.default_rng(config.seed)),
+        "valid": task.examples(files["valid"]),
+    }
     model = GLM(model_config)
     if not (config.from_scratch or resume):
         model.load_state_dict(source.model)

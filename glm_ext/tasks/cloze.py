@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from glm_ext.config import GLMConfig
@@ -24,7 +25,7 @@ from .choices import Question, choice_log_probs, choice_loss
 from .metrics import METRICS
 from .pattern import count_masks, encode_pattern, parse_pattern, render
 from .records import Fields, examples_of, read_records
-from .task import at_least, batches
+from .task import Task, at_least, batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class Description:
     primary: str = ""  # of the metrics' values; the first one by default
     group: str = ""  # the field of records that a metric judges together
     expand: Callable[[Fields], Iterable[Fields]] | None = None  # one line of the file -> its records
+    # The same for a line to learn from; None: as for one to be judged by. What is drawn is drawn by rng.
+    expand_training: Callable[[Fields, np.random.Generator], Iterable[Fields]] | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("name", str), ("pattern", str), ("verbalizer", Mapping)):
@@ -95,7 +98,7 @@ class Description:
 
     @classmethod
     def load(cls, path: str | Path) -> Description:
-        """From a YAML or JSON file with the fields above but for `expand`.
+        """From a YAML or JSON file with the fields above but for those that are functions.
 
         ValueError for a key that there is not; the name is the file's by default.
         """
@@ -107,7 +110,7 @@ class Description:
             raise ValueError(f"{path}: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{path}: expected keys and values, got {type(values).__name__}")
-        known = [entry.name for entry in fields(cls) if entry.name != "expand"]
+        known = [entry.name for entry in fields(cls) if not entry.name.startswith("expand")]
         if unknown := [key for key in values if key not in known]:
             hint = did_you_mean(str(unknown[0]), known) or f"; there are {', '.join(known)}"
             raise ValueError(f"{path}: there is no key {unknown[0]!r}{hint}")
@@ -134,7 +137,7 @@ def _label(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-class Cloze:
+class Cloze(Task):
     """A description with a tokenizer: the Task.
 
     In training, cross-entropy over the choices' log-probabilities; the likeliest is the prediction.
@@ -170,7 +173,13 @@ class Cloze:
                 require(package, extra="eval", purpose=metric)
 
     def examples(self, path: Path) -> list[Question]:
-        expand = self.description.expand or (lambda record: [record])
+        return self._questions(path, self.description.expand or (lambda record: [record]))
+
+    def training_examples(self, path: Path, rng: np.random.Generator) -> list[Question]:
+        expand = self.description.expand_training
+        return self.examples(path) if expand is None else self._questions(path, lambda r: expand(r, rng))
+
+    def _questions(self, path: Path, expand: Callable[[Fields], Iterable[Fields]]) -> list[Question]:
         return examples_of(path, read_records(path), lambda record: map(self.question, expand(record)))
 
     def question(self, record: Fields) -> Question:

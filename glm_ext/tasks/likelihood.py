@@ -17,7 +17,7 @@ from glm_ext.data.special import SPECIAL_TOKENS
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.model import GLM, inference
 
-from .task import at_least, batches
+from .task import Task, at_least, batches
 
 
 class HasBlocks(Protocol):
@@ -27,7 +27,7 @@ class HasBlocks(Protocol):
     def blocks(self) -> Example: ...
 
 
-class Likelihood:
+class Likelihood(Task):
     """What these tasks share. Loss: -log p a target, averaged within an example, then over examples."""
 
     module: nn.Module | None = None

@@ -29,7 +29,7 @@ from glm_ext.model import GLM
 
 from .likelihood import one_blank
 from .records import Fields, examples_of, read_records
-from .task import batches
+from .task import Task, batches
 
 
 class Pair(NamedTuple):
@@ -47,7 +47,7 @@ def _expect(condition: bool, name: str, expected: str, value: object) -> None:
         raise ValueError(f"seq2seq: {name}: expected {expected}, got {value!r}")
 
 
-class Seq2Seq:
+class Seq2Seq(Task):
     """The task "seq2seq"; its files are JSON lines or CSV with "source" and "target".
 
     The loss is the label-smoothed cross-entropy (1 - e) (-log p(y)) + e mean_v(-log p(v)), averaged over the

@@ -1,17 +1,23 @@
 """The eight SuperGLUE tasks as descriptions, reading the benchmark's own JSON lines.
 
 Patterns follow the first of each task in the public implementation, but for white space and marks beside the
-quotes and fields.
+quotes and fields. So do the examples to learn from where they are not those to be judged by: each question of
+COPA is there twice, one of ReCoRD has one answer and a few wrong entities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from .cloze import Description
 from .records import Fields
 
 _YES_NO = {"false": "No", "true": "Yes"}
+
+# Of a ReCoRD question to learn from, the right one among them, as in the public implementation.
+_TRAINING_CHOICES = 10
 
 
 def _copa(record: Fields) -> Iterator[Fields]:
@@ -19,6 +25,14 @@ def _copa(record: Fields) -> Iterator[Fields]:
     if record.get("question") not in joint:
         raise ValueError(f"question: expected cause or effect, got {record.get('question')!r}")
     yield record | {"joint": joint[record["question"]]}
+
+
+def _copa_training(record: Fields, rng: np.random.Generator) -> Iterator[Fields]:
+    """The question, and once more with its choices swapped: neither place is the right one more often."""
+    for asked in _copa(record):
+        yield asked
+        label = {"label": int(not _truth(asked, "label"))} if "label" in asked else {}
+        yield asked | {"choice1": asked["choice2"], "choice2": asked["choice1"]} | label
 
 
 def _multirc(record: Fields) -> Iterator[Fields]:
@@ -36,6 +50,24 @@ def _multirc(record: Fields) -> Iterator[Fields]:
 
 
 def _record(record: Fields) -> Iterator[Fields]:
+    for asked, entities, answers in _queries(record):
+        gold = [number for number, entity in enumerate(entities) if entity in answers]
+        yield asked | {"entities": entities} | ({"label": gold} if answers else {})
+
+
+def _record_training(record: Fields, rng: np.random.Generator) -> Iterator[Fields]:
+    """One question for each right answer, beside wrong entities alone, of which a few are drawn."""
+    for asked, entities, answers in _queries(record):
+        if not answers:
+            raise ValueError("answers: expected at least one to learn from, got none")
+        wrong = [entity for entity in entities if entity not in answers]
+        for answer in sorted(answers):
+            drawn = rng.permutation(len(wrong))[: _TRAINING_CHOICES - 1]
+            yield asked | {"entities": [answer, *(wrong[number] for number in drawn)], "label": 0}
+
+
+def _queries(record: Fields) -> Iterator[tuple[Fields, list[str], set[str]]]:
+    """The fields of each query's text, the entities, and which texts answer it: none in a test set."""
     passage = _dict(record, "passage")
     text = _text(passage, "text")
     entities = sorted(
@@ -46,17 +78,14 @@ def _record(record: Fields) -> Iterator[Fields]:
         if "@placeholder" not in query:
             raise ValueError(f"query: expected @placeholder in it, got {query!r}")
         before, after = query.split("@placeholder", 1)
-        answered = bool(question.get("answers"))
-        answers = {_text(answer, "text") for answer in _list(question, "answers")} if answered else set()
-        gold = [number for number, entity in enumerate(entities) if entity in answers]
-        yield {
+        asked = {
             "passage": text.replace("\n@highlight\n", "\n- "),
             "before": before.strip(),
             # A word that follows the blank at once, as in @placeholder's, stays attached.
             "after": after.rstrip(),
-            "entities": entities,
-            **({"label": gold} if answered else {}),
         }
+        answered = _list(question, "answers") if question.get("answers") else []
+        yield asked, entities, {_text(answer, "text") for answer in answered}
 
 
 def _dict(record: Fields, name: str) -> Fields:
@@ -85,9 +114,9 @@ def _text(record: Fields, name: str) -> str:
 
 def _truth(record: Fields, name: str) -> bool:
     value = record[name]
-    if value not in (0, 1):
+    if value not in (0, 1, "0", "1"):  # CSV holds texts
         raise ValueError(f"{name}: expected 0 or 1, got {value!r}")
-    return bool(value)
+    return bool(int(value))
 
 
 def _place(record: Fields, name: str) -> int:
@@ -119,6 +148,7 @@ SUPERGLUE = {
             choices=["{choice1:clause}", "{choice2:clause}"],
             shorten=["premise"],
             expand=_copa,
+            expand_training=_copa_training,
         ),
         Description(
             name="multirc",
@@ -136,6 +166,7 @@ SUPERGLUE = {
             shorten=["passage"],
             metrics=["spans"],
             expand=_record,
+            expand_training=_record_training,
         ),
         Description(
             name="rte",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from glm_ext.config import GLMConfig
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 class Task(Protocol):
-    """Made by `load_task`. Examples are of one type a task; loss and metrics take what `examples` gives.
+    """Made by `load_task`. Examples are of one type a task; metrics take those of `examples`, loss either.
 
     module: what the task learns besides the model (a classification head); None where there is nothing. Its
     parameters join the model's in the optimizer, and its state is saved beside the model's.
@@ -35,6 +36,10 @@ class Task(Protocol):
     def examples(self, path: Path) -> list[Any]:
         """Those of a JSONL or CSV file. ValueError names file and line."""
         ...
+
+    def training_examples(self, path: Path, rng: np.random.Generator) -> list[Any]:
+        """Those to learn from, where they are not those to be judged by; what is drawn is drawn by rng."""
+        return self.examples(path)
 
     def loss(self, model: GLM, examples: Sequence[Any]) -> Tensor:
         """A scalar with gradient, the mean over examples."""

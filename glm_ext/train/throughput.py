@@ -10,27 +10,33 @@ from glm_ext import _C
 from glm_ext.config import GLMConfig
 
 
-def useful_flops(config: GLMConfig, *, tokens: int, targets: int) -> int:
+def useful_flops(config: GLMConfig, *, tokens: int, targets: int, pairs: int) -> int:
     """Floating-point operations that training on so many tokens cannot do without, forward and backward.
 
-        6 (tokens L (4 E^2 + 2 E F) + targets E V)
+        6 (tokens L (4 E^2 + 2 E F) + targets E V) + 14 pairs L E
 
     A weight meets a token in one multiply-add forward and two backward, 6 operations: in each of L blocks the
     projections of attention (4 E^2) and the MLP (2 E F), and for a target the vocabulary matrix (E V).
-    Padding, anything computed again in backward, and rows without a target do not count. Nor does attention
-    between tokens, which depends on their lengths: with T visible keys a token and F = 4 E it would add
-    T / (6 E) of the blocks' part, so the share of the peak made of this is a lower bound.
+
+    pairs: of a token and one that it sees, `Batch.visible_pairs`. In each head of D channels a pair costs one
+    multiply-add a channel in each of two products forward, 4 D, and 3.5 times that with backward, whose five
+    products begin with the scores again: no S x S matrix is stored. H D = E.
+
+    Padding, masked pairs, rows without a target, and blocks computed again by activation checkpointing do not
+    count.
 
     Source: Kaplan et al., "Scaling Laws for Neural Language Models", section 2.1; Chowdhery et al., "PaLM",
-    appendix B (model FLOPs utilization).
+    appendix B (model FLOPs utilization); Dao, "FlashAttention-2", section 4.1 (attention's products).
 
     Example:
         >>> base = GLMConfig.preset("base")
-        >>> useful_flops(base, tokens=2048, targets=408) / 1e12  # L 12, E 768, F 3072, V 30592
-        1.101191970816
+        >>> pairs = 4 * (512 * 513 + 410 * 409) // 2  # 4 sequences of 512 tokens, 410 of them Part A
+        >>> useful_flops(base, tokens=2048, targets=408, pairs=pairs) / 1e12  # L 12, E 768, F 3072, V 30592
+        1.212241895424
     """
-    E, F = config.hidden_size, config.ffn_hidden_size
-    return 6 * (tokens * config.num_layers * (4 * E * E + 2 * E * F) + targets * E * config.vocab_size)
+    L, E, F = config.num_layers, config.hidden_size, config.ffn_hidden_size
+    weights = tokens * L * (4 * E * E + 2 * E * F) + targets * E * config.vocab_size
+    return 6 * weights + 14 * pairs * L * E
 
 
 def peak_flops(device: torch.device, precision: str = "float32") -> float | None:

@@ -143,8 +143,12 @@ class Trainer:
             self.updater.check_progress(self.steps_taken)
             return
         seconds = time.perf_counter() - began
-        targets = sum(batch.num_targets for batch in batches)
-        flops = useful_flops(self.model.config, tokens=tokens, targets=targets)
+        flops = useful_flops(
+            self.model.config,
+            tokens=tokens,
+            targets=sum(batch.num_targets for batch in batches),
+            pairs=sum(batch.visible_pairs for batch in batches),
+        )
         record = StepRecord(
             loss=loss,
             lr=done.lr,

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from glm_ext.cli import main
+from glm_ext.cli import finetune, main
 from glm_ext.train import load_checkpoint, load_model
 from glm_ext.train.finetune_config import FinetuneConfig
 
@@ -93,6 +93,26 @@ def test_a_pattern_may_begin_with_its_blank(tmp_path, finished, files):
     options = [*files, "--epochs", "1", "--options.pattern", pattern]
     assert main(["finetune", str(finished), *options, "--out", str(run)]) == 0
     assert FinetuneConfig.from_yaml(run / "config.yaml").options["pattern"] == pattern
+
+
+def test_the_examples_to_learn_from_follow_from_the_seed(tmp_path, finished):
+    """ReCoRD draws wrong entities for training; the validation file is asked as it is."""
+    entities = [{"start": number, "end": number} for number in range(20)]
+    answers = [entities[7] | {"text": "h"}]
+    line = {
+        "passage": {"text": "abcdefghijklmnopqrst", "entities": entities},
+        "qas": [{"query": "It was @placeholder.", "answers": answers}],
+    }
+    file = tmp_path / "record.jsonl"
+    file.write_text(json.dumps(line))
+    options = [str(finished), "--task", "record", "--train", str(file), "--valid", str(file)]
+    choices = []
+    for number, seed in enumerate((1, 1, 2)):
+        run = tmp_path / str(number)
+        job = finetune.prepare(*finetune.parse([*options, "--seed", str(seed), "--out", str(run)]))
+        choices.append([question.texts for question in job.train])
+        assert [question.texts for question in job.valid] == [[*"abcdefghijklmnopqrst"]]
+    assert len(choices[0][0]) == 10 and choices[0] == choices[1] != choices[2]
 
 
 def test_from_scratch_has_the_sizes_and_not_the_weights(tmp_path, finished, files):

@@ -198,6 +198,7 @@ main(arguments)
     ("place", "options"),
     [
         ("step", []),
+        pytest.param("step", ["--compile", "true"], marks=pytest.mark.slow),
         ("save", ["--precision", "bf16", "--workers", "1", "--step_tokens", "300"]),
         (
             "micro batch",
@@ -220,7 +221,7 @@ def test_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, small
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main([*arguments, "--run", str(whole)]) == 0
     command = [sys.executable, "-c", KILLED, place, *arguments, "--run", str(killed)]
-    child = subprocess.run(command, timeout=120, check=False, stdout=subprocess.DEVNULL)
+    child = subprocess.run(command, timeout=300, check=False, stdout=subprocess.DEVNULL)
     assert child.returncode == -signal.SIGKILL
     assert load_checkpoint(killed)[1].name == "step-5"
     assert main(["pretrain", "--resume", str(killed)]) == 0

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,11 +11,19 @@ from glm_ext.tasks import SUPERGLUE, load_task
 from glm_ext.tasks.wsc import mark
 
 
-def ask(tokenizer, write, name, record):
-    """(text of Part A with its blank, the choices, the right ones) of every question of a line."""
+def ask(tokenizer, write, name, record, seed=None):
+    """(text of Part A with its blank, the choices, the right ones) of every question of a line.
+
+    seed: of the questions to learn from; None: those to be judged by.
+    """
     path = write(f"{name}.jsonl", json.dumps(record) + "\n")
+    task = load_task(name, tokenizer, max_length=512)
+    if seed is None:
+        questions = task.examples(path)
+    else:
+        questions = task.training_examples(path, np.random.default_rng(seed))
     asked = []
-    for question in load_task(name, tokenizer, max_length=512).examples(path):
+    for question in questions:
         context = [*question.context[:-1]]
         before, after = context[1 : question.place], context[question.place + 1 :]
         text = tokenizer.decode(before) + " ___" + tokenizer.decode(after)
@@ -62,6 +71,28 @@ CASES = {
 def test_questions(tokenizer, write, name):
     record, expected = CASES[name]
     assert ask(tokenizer, write, name, record) == [expected]
+    if name != "copa":  # which learns from more
+        assert ask(tokenizer, write, name, record, seed=0) == [expected]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_copa_learns_from_both_orders_of_its_choices(tokenizer, write, label):
+    asked, mirrored = ask(tokenizer, write, "copa", CASES["copa"][0] | {"label": label}, seed=0)
+    assert asked == (*CASES["copa"][1][:2], {label})
+    assert mirrored == (
+        '"the door was open" or "he ran"? The man was late, so ___.',
+        ["the door was open", "he ran"],
+        {1 - label},
+    )
+
+
+def test_copa_is_mirrored_as_csv_and_without_labels(tokenizer, write):
+    task, rng = load_task("copa", tokenizer), np.random.default_rng(0)
+    fields = "premise,choice1,choice2,question"
+    path = write("copa.csv", f"{fields},label\nIt was so.,a,b,cause,1\nIt was not.,a,b,effect,0\n")
+    assert [set(question.gold) for question in task.training_examples(path, rng)] == [{1}, {0}, {0}, {1}]
+    path = write("test.csv", f"{fields}\nIt was so.,a,b,cause\n")
+    assert [question.gold for question in task.training_examples(path, rng)] == [frozenset(), frozenset()]
 
 
 MULTIRC_ANSWERS = [{"text": "a cat.", "idx": 0, "label": 1}, {"text": "a dog", "idx": 1, "label": 0}]
@@ -105,6 +136,42 @@ def test_record(tokenizer, write):
         ["cat", "dog"],
         {1},
     )
+
+
+def many_entities(count, answers):
+    """A line of ReCoRD about a passage of so many names, of which some answer its query."""
+    names = [f"name{number:02}" for number in range(count)]
+    spans = [{"start": 7 * number, "end": 7 * number + 5} for number in range(count)]
+    passage = {"text": " ".join(names), "entities": spans}
+    answered = [{**spans[number], "text": names[number]} for number in answers]
+    return names, {"idx": 0, "passage": passage, "qas": [QUERY | {"answers": answered}]}
+
+
+def test_record_learns_from_each_answer_beside_nine_wrong_entities(tokenizer, write):
+    names, record = many_entities(14, answers=[3, 8])
+    wrong = {*names} - {"name03", "name08"}
+    first, second = ask(tokenizer, write, "record", record, seed=1)
+    for answer, (text, choices, gold) in (("name03", first), ("name08", second)):
+        assert gold == {0} and choices[0] == answer
+        assert len(choices) == len({*choices}) == 10 and {*choices[1:]} < wrong
+        assert text == " ".join(names) + "\nAfter that ___'s house was open"
+    assert {*first[1][1:]} != {*second[1][1:]}  # drawn anew
+    assert ask(tokenizer, write, "record", record, seed=1) == [first, second]
+    assert ask(tokenizer, write, "record", record, seed=2) != [first, second]
+    # All of them, in one question, to be judged by.
+    [(_, choices, gold)] = ask(tokenizer, write, "record", record)
+    assert choices == names and gold == {3, 8}
+
+
+def test_record_keeps_all_of_few_wrong_entities(tokenizer, write):
+    names, record = many_entities(10, answers=[4])
+    [(_, choices, gold)] = ask(tokenizer, write, "record", record, seed=1)
+    assert gold == {0} and choices[0] == "name04" and sorted(choices) == names
+
+
+def test_record_learns_from_no_question_without_answers(tokenizer, write):
+    with pytest.raises(ValueError, match=r"record.jsonl, line 1: answers: expected at least one to learn"):
+        ask(tokenizer, write, "record", many_entities(3, answers=[])[1], seed=1)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ from glm_ext import GLM, Batch, GLMConfig
 from glm_ext.train.throughput import peak_flops, useful_flops
 
 
-def test_useful_work_is_what_torch_counts_in_the_matrix_products():
-    """Plain torch executes exactly it, beside attention's batched products, which are counted apart."""
+def test_useful_work_is_what_torch_counts():
+    """Plain torch executes exactly it where every token sees every other.
+
+    But for one product of attention: it keeps the scores for backward, and has six where a kernel has seven.
+    """
     config = GLMConfig(
         vocab_size=48, num_layers=3, hidden_size=32, num_heads=4, ffn_hidden_size=80, max_positions=16
     )
@@ -19,14 +22,17 @@ def test_useful_work_is_what_torch_counts_in_the_matrix_products():
         positions=torch.zeros(2, 2, S, dtype=torch.int64),
         targets=torch.zeros(2, S, dtype=torch.int64),
         loss_mask=(torch.arange(2 * S) < targets).float().view(2, S),
-        prefix_len=torch.zeros(2, dtype=torch.int64),
+        prefix_len=torch.full((2,), S),
     )
     model = GLM(config, backend="eager")
     with FlopCounterMode(display=False) as counter:
         model.loss(batch).backward()
     counted = counter.get_flop_counts()["Global"]
     products = sum(flops for op, flops in counted.items() if "bmm" not in str(op))
-    assert products == useful_flops(config, tokens=2 * S, targets=targets)
+    attention = sum(counted.values()) - products
+    work = {"tokens": 2 * S, "targets": targets}
+    assert products == useful_flops(config, **work, pairs=0)
+    assert products + attention * 7 / 6 == useful_flops(config, **work, pairs=batch.visible_pairs)
 
 
 def test_only_the_float32_peak_of_the_cpu_is_known():

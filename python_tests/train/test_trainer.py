@@ -8,6 +8,7 @@ from torch import nn
 
 from glm_ext import GLM, GLMConfig
 from glm_ext.train import Diverged, OptimConfig, TrainConfig, load_checkpoint
+from glm_ext.train import trainer as trainer_module
 from glm_ext.train.config import PRECISIONS
 from glm_ext.train.log import read_metrics
 
@@ -226,6 +227,15 @@ def test_a_step_records_what_it_took(tmp_path, trained, batch_at):
             assert row["data_wait"] >= 0.04  # of two micro batches
             assert row["tokens_per_second"] < 48 / 0.04
             assert row["mfu"] > 0 and row["peak_memory"] > 1 << 20 and row["grad_norm"] > 0
+
+
+def test_mfu_counts_the_work_of_all_micro_batches(tmp_path, trained, batch_at, monkeypatch):
+    work = []
+    monkeypatch.setattr(trainer_module, "useful_flops", lambda config, **counts: work.append(counts) or 1)
+    trained(tmp_path, dataclasses.replace(CONFIG, steps=1))
+    targets = sum(batch_at(0, micro_step).num_targets for micro_step in range(2))
+    # 8 sequences of 6 tokens, each of which sees its past and itself.
+    assert work == [{"tokens": 48, "targets": targets, "pairs": 8 * 21}]
 
 
 GLM_CONFIG = GLMConfig(vocab_size=17, num_layers=2, hidden_size=32, num_heads=2, max_positions=8)
