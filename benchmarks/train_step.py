@@ -2,6 +2,7 @@
 
     python -m benchmarks.compare --suite step      its time
     python -m benchmarks.train_step                its memory: the largest resident size of two steps
+    python -m benchmarks.train_step --profile      which part of its time each op takes
 
 The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
 """
@@ -110,12 +111,30 @@ def peak_memory(dropout: float, peer: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
 
 
+def shares(dropout: float, at_least: float = 0.01) -> dict[str, float]:
+    """The part of our step's time that each op takes by itself, the largest first."""
+    step = build_steps(base(dropout))[OURS]()
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step()
+        step()
+    took = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    whole = sum(took.values())
+    parts = sorted(((time / whole, name) for name, time in took.items()), reverse=True)
+    return {name: part for part, name in parts if part >= at_least}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--profile", action="store_true", help="time by op instead of memory")
     options = parser.parse_args()
+    if options.profile:
+        for name, part in shares(options.dropout).items():
+            print(f"{part:6.1%}  {name}")
+        return
     for peer in (OURS, "plain torch"):
         # In a fresh process each, which holds nothing of the other; Linux counts it from this one's size on.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
