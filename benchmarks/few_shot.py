@@ -2,9 +2,9 @@
 
     python -m benchmarks.few_shot RUN --description benchmarks/recipes/reviews.yaml --data FOLDER --out FILE
 
-FOLDER has train.jsonl, of which a few examples of each label are drawn, and test.jsonl, on which the model of
-the last step is scored, once: nothing is chosen by it. Each result is a run of glm-ext finetune, and FILE has
-it as soon as it is there, so a stopped series goes on where it was. Options after "--" go to every run.
+FOLDER has train.jsonl, of which a few examples of each label are drawn, and test.jsonl, on a fixed draw of
+which the model of the last step is scored, once: nothing is chosen by it. Each result is a run of glm-ext
+finetune, and FILE has it as soon as it is there, so a stopped series goes on. Other options go to every run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORMS = {
     "head": ["--task", "head"],
     "cloze, no pretraining": ["--task", "cloze", "--from_scratch", "true"],
 }
-EPOCHS = {16: 20, 64: 10, 256: 5}  # by examples of each label: fewer passes over more
+EPOCHS = {16: 16, 64: 8, 256: 4}  # by examples of each label: fewer passes over more
 BATCH = 16
 
 
@@ -68,18 +68,17 @@ def accuracy(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("run", help="the pretrained model")
     parser.add_argument("--description", type=Path, required=True, help="of the cloze task")
     parser.add_argument("--data", type=Path, required=True, help="folder of train.jsonl and test.jsonl")
-    parser.add_argument("--tests", type=int, default=1000, help="lines of test.jsonl, from its beginning")
+    parser.add_argument("--tests", type=int, default=180, help="of each label, drawn from test.jsonl")
     parser.add_argument("--per_class", type=int, nargs="+", choices=EPOCHS, default=list(EPOCHS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write or to go on with")
-    parser.add_argument("options", nargs="*", help='of glm-ext finetune, after "--"')
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
     torch.set_num_threads(options.threads)
     lines = {part: (options.data / f"{part}.jsonl").read_text().splitlines() for part in ("train", "test")}
     report: dict[str, Any] = {"conditions": conditions("few_shot", options.threads), "few_shot": []}
@@ -93,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             (folder / "train.jsonl").write_text("\n".join(draw(lines["train"], per_class, seed)))
-            (folder / "test.jsonl").write_text("\n".join(lines["test"][: options.tests]))
+            (folder / "test.jsonl").write_text("\n".join(draw(lines["test"], options.tests, 0)))
             began = time.perf_counter()
-            given = ["--options.description", str(options.description.resolve()), *options.options]
+            given = ["--options.description", str(options.description.resolve()), *others]
             found = accuracy(options.run, form, folder, per_class, seed, given)
         seconds = round(time.perf_counter() - began, 1)
         row = {"form": form, "per_class": per_class, "seed": seed, "accuracy": found, "seconds": seconds}
