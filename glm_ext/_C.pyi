@@ -28,8 +28,8 @@ __all__: list[str] = [
     "linear_cross_entropy",
     "linear_cross_entropy_workspace",
     "span_attention_backward",
-    "span_attention_backward_workspace",
     "span_attention_forward",
+    "span_attention_workspace",
 ]
 
 def compiler() -> str:
@@ -197,16 +197,6 @@ def span_attention_backward(
     seed: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
-def span_attention_backward_workspace(
-    batch: typing.SupportsInt | typing.SupportsIndex,
-    heads: typing.SupportsInt | typing.SupportsIndex,
-    rows: typing.SupportsInt | typing.SupportsIndex,
-    packed: bool,
-) -> int:
-    """
-    Floats that the workspace of span_attention_backward must hold; 0: it takes none.
-    """
-
 def span_attention_forward(
     query: torch.Tensor | None,
     key: torch.Tensor | None,
@@ -217,10 +207,23 @@ def span_attention_forward(
     cu_seqlens: torch.Tensor | None,
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
+    workspace: torch.Tensor | None,
     scale: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def span_attention_workspace(
+    backward: bool,
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    heads: typing.SupportsInt | typing.SupportsIndex,
+    head_dim: typing.SupportsInt | typing.SupportsIndex,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    keys: typing.SupportsInt | typing.SupportsIndex,
+    packed: bool,
+) -> int:
+    """
+    Floats that the workspace must hold; 0: it takes none.
+    """
 
 embedding_2d_piece_rows: int = 64

@@ -21,6 +21,7 @@ const Kernels kKernels = {
     .linear_cross_entropy = linear_cross_entropy,
     .span_attention_forward = span_attention_forward,
     .span_attention_backward = span_attention_backward,
+    .span_attention_forward_workspace = nullptr,
     .span_attention_backward_workspace = nullptr,
 };
 

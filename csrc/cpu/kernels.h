@@ -25,7 +25,9 @@ struct Kernels {
   void (*linear_cross_entropy)(const LinearCrossEntropy&);
   void (*span_attention_forward)(const SpanAttentionForward&);
   void (*span_attention_backward)(const SpanAttentionBackward&);
-  int64_t (*span_attention_backward_workspace)(const SpanAttention&);  // floats; null: none
+  // Floats of workspace; null: none.
+  int64_t (*span_attention_forward_workspace)(const SpanAttention&);
+  int64_t (*span_attention_backward_workspace)(const SpanAttention&);
 };
 
 // The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA

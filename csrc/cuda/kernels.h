@@ -15,6 +15,8 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward&, cudaStr
 void embedding_2d_forward(const Embedding2DForward&, cudaStream_t);
 void span_attention_forward(const SpanAttentionForward&, cudaStream_t);
 void span_attention_backward(const SpanAttentionBackward&, cudaStream_t);
-int64_t span_attention_backward_workspace(const SpanAttention&);  // floats
+// Floats of workspace. They depend on sizes alone, and on cu_seqlens being there.
+int64_t span_attention_forward_workspace(const SpanAttention&);
+int64_t span_attention_backward_workspace(const SpanAttention&);
 
 }  // namespace glm::cuda

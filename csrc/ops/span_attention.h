@@ -59,6 +59,7 @@ struct SpanAttentionForward {
   SpanAttention problem;
   AttentionRows out;  // as query
   AttentionRows lse;  // [B, H, S] or [H, N], float; double for f64
+  float* workspace;   // of a GPU's kernels (cuda/kernels.h); null on a CPU
 };
 
 struct SpanAttentionBackward {

@@ -29,6 +29,7 @@ const Kernels& kernels() {
           },
       .span_attention_forward = OnHost<cuda::span_attention_forward>::run,
       .span_attention_backward = OnHost<cuda::span_attention_backward>::run,
+      .span_attention_forward_workspace = cuda::span_attention_forward_workspace,
       .span_attention_backward_workspace = cuda::span_attention_backward_workspace,
   };
   return table;

@@ -138,11 +138,23 @@ def _forward(
     out, lse = _forward_fake(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p
     )
+    workspace = _workspace(False, query, key, prefix_len, cu_seqlens)
     _C.span_attention_forward(
-        query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse,
+        query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, workspace,
         scale, dropout_p, seed_value(seed), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
+
+
+def _workspace(
+    backward: bool, query: Tensor, key: Tensor, prefix_len: Tensor, cu_seqlens: Tensor | None
+) -> Tensor | None:
+    packed = cu_seqlens is not None
+    rows, keys = (query.shape[0], key.shape[0]) if packed else (query.shape[2], key.shape[2])
+    size = _C.span_attention_workspace(
+        backward, prefix_len.shape[0], query.shape[1], query.shape[-1], rows, keys, packed
+    )
+    return None if size == 0 else query.new_empty(size, dtype=torch.float32)
 
 
 def _forward_fake(
@@ -204,9 +216,7 @@ def _backward(
         scale,
         dropout_p,
     )
-    batch, heads, rows = lse.shape if lse.dim() == 3 else (prefix_len.shape[0], *lse.shape)
-    size = _C.span_attention_backward_workspace(batch, heads, rows, cu_seqlens is not None)
-    workspace = None if size == 0 else lse.new_empty(size)
+    workspace = _workspace(True, query, key, prefix_len, cu_seqlens)
     _C.span_attention_backward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, grad_out, grad_lse, *grads,
         workspace, scale, dropout_p, seed_value(seed), torch.get_num_threads(),

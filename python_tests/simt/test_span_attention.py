@@ -12,7 +12,7 @@ from glm_ext import ops
 from glm_ext.ops import reference
 
 from ..ops.tolerance import check_op
-from .backend import SCHEDULES, Simt
+from .backend import SCHEDULES, Simt, assert_same_bits
 from .checks import GPU_DTYPES, access_costs, forward_and_backward, same_under
 
 # B, H, Hkv, S, T, D and prefix_len, seq_len, start of each sequence
@@ -29,6 +29,9 @@ CASES: list[Case] = [
     ((1, 2, 2, 40, 40, 40), [7], None, None),  # padded to 64
     ((1, 1, 1, 66, 66, 104), [66], [65], None),  # padded to 128
     ((1, 1, 1, 65, 65, 256), [3], None, None),
+    ((1, 2, 1, 131, 131, 64), [1], [130], [2]),  # primes; heads of a group add to one key head
+    ((1, 4, 2, 3, 1030, 64), [400], [1027], None),  # decoding: the keys are split over blocks
+    ((2, 1, 1, 1, 600, 24), [0, 10], [0, 590], [0, 580]),  # some splits see nothing, or all
 ]
 
 
@@ -63,10 +66,11 @@ def test_matches_reference(simt: Simt, dtype: torch.dtype, case: Case, dropout_p
         )
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[4], CASES[7]], ids=lambda c: str(c[0]))
+@pytest.mark.parametrize(
+    "case", [CASES[2], CASES[4], CASES[7], CASES[10], CASES[12]], ids=lambda c: str(c[0])
+)
 def test_same_bits_under_every_schedule(simt: Simt, case: Case) -> None:
-    inputs, options = make_inputs(case, torch.bfloat16)
-
+    inputs, options = make_inputs(case, torch.float32 if case[0][-1] == 256 else torch.bfloat16)
     with simt.in_place_of_C():
         same_under(
             simt,
@@ -81,6 +85,7 @@ PACKED: list[tuple[list[int], list[int]]] = [  # cu_seqlens, prefix_len
     ([0, 5, 5, 70], [3, 0, 64]),  # a sequence of length 0
     ([0, 1, 66, 131], [1, 0, 65]),
     ([0, 30, 64], [30, 10]),  # rows behind the last sequence see nothing
+    ([0, 7, 90, 90, 131], [7, 70, 0, 0]),
 ]
 
 
@@ -104,21 +109,77 @@ def test_packed_matches_reference(
         )
 
 
-def test_dropout_is_the_cpus(simt: Simt) -> None:
-    """The value of key j is the j-th unit vector: out holds the probabilities, 0 exactly where dropped."""
-    q, k = torch.randn(2, 2, 3, 64, 64).bfloat16()
-    v = torch.eye(64).bfloat16().expand(2, 3, 64, 64)
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+def test_dropout_is_the_cpus(simt: Simt, dtype: torch.dtype) -> None:
+    """Values and incoming gradients are unit vectors: out and grad_value hold the probabilities, 0 exactly
+    where dropped."""
+    q, k = torch.randn(2, 2, 3, 64, 64).to(dtype)
+    unit = torch.eye(64).to(dtype).expand(2, 3, 64, 64)
 
-    def dropped() -> Tensor:
+    def dropped() -> tuple[Tensor, Tensor]:
         torch.manual_seed(7)
-        return ops.span_attention(q, k, v, 64, dropout_p=0.3) == 0
+        v = unit.clone().requires_grad_()
+        out = ops.span_attention(q, k, v, 64, dropout_p=0.3)
+        return out == 0, torch.autograd.grad(out, v, unit)[0].mT == 0
 
     on_cpu = dropped()
     simt.configure(SCHEDULES[0])
     with simt.in_place_of_C():
         on_gpu = dropped()
-    assert torch.equal(on_cpu, on_gpu)
-    assert 0.25 < on_gpu.float().mean() < 0.35
+    assert torch.equal(on_cpu[0], on_gpu[0])
+    assert torch.equal(on_cpu[1], on_gpu[1])
+    assert torch.equal(on_gpu[0], on_gpu[1])
+    assert 0.25 < on_gpu[0].float().mean() < 0.35
+
+
+def test_what_padding_holds_reaches_nothing(simt: Simt) -> None:
+    """NaN in rows that see nothing, in their incoming gradients, and in keys that nobody sees."""
+    S, length, start = 90, 70, 33
+    torch.manual_seed(0)
+    q, k, v, grad = torch.randn(4, 1, 2, S, 16)
+    row = torch.arange(S)
+    dead, unseen = row < start, (row < start) | (row >= length)
+
+    def run(hole: float) -> list[Tensor]:
+        poisoned = [
+            torch.where(m[:, None], hole, x) for m, x in ((dead, q), (unseen, k), (unseen, v), (dead, grad))
+        ]
+        leaves = [x.requires_grad_() for x in poisoned[:3]]
+        out = ops.span_attention(*leaves, 0, length, start=start)
+        return [out.detach(), *torch.autograd.grad(out, leaves, poisoned[3])]
+
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        clean, poisoned = run(0.0), run(float("nan"))
+    assert_same_bits("NaN in padding", clean, poisoned)
+    assert all(x.isfinite().all() for x in poisoned)
+    assert (poisoned[2][:, :, unseen] == 0).all()
+
+
+def test_tiles_of_packed_batches_come_longest_first(simt: Simt) -> None:
+    cu_seqlens, prefix_len, rows = [0, 5, 5, 300, 450, 514], [3, 0, 70, 0, 64], 600
+    ends = [*cu_seqlens[1:], rows]
+    lengths = [end - begin for begin, end in zip(cu_seqlens, ends, strict=True)]
+    prefix_tiles = [-(-a // 64) for a in [*prefix_len, 0]]
+    for keys in (False, True):
+        pairs = torch.full((rows // 64 + len(lengths),), -2, dtype=torch.int64)  # two int32 each
+        simt.configure(SCHEDULES[0])
+        simt.module.testing.tile_list(torch.tensor(cu_seqlens), torch.tensor(prefix_len), pairs, rows, keys)
+        tiles = pairs.view(torch.int32).view(-1, 2)
+        found = [(b, first // 64) for b, first in tiles.tolist() if b >= 0]
+        expected = {(b, t) for b, length in enumerate(lengths) for t in range(-(-length // 64))}
+        assert len(found) == len(expected)
+        assert set(found) == expected
+        assert all(b == -1 for b, _ in tiles[len(found) :].tolist())
+
+        def cost(place: tuple[int, int], keys: bool = keys) -> int:
+            b, tile = place
+            if not keys:
+                return max(prefix_tiles[b], tile + 1)
+            return -(-lengths[b] // 64) - (0 if tile < prefix_tiles[b] else tile)
+
+        costs = [cost(place) for place in found]
+        assert costs == sorted(costs, reverse=True)
 
 
 def test_memory_accesses(simt: Simt) -> None:

@@ -15,6 +15,7 @@
 
 #include "cuda/attention/dropout.cuh"
 #include "cuda/attention/product.cuh"
+#include "cuda/attention/split.cuh"
 #include "cuda/kernels.h"
 
 namespace glm::cuda {
@@ -49,6 +50,8 @@ struct ForwardLaunch {
   AttentionRows out, lse;
   float scale_log2;  // scores are kept in base 2
   KeepRule keep;
+  TileList list;
+  SplitKeys split;
 };
 
 // One warp's 16 rows while it walks the keys. Lane (g, t) = (lane / 4, lane % 4) holds rows g and g + 8.
@@ -102,6 +105,29 @@ __device__ __forceinline__ void softmax_step(float (&scores)[Traits::kKeys / 8][
   }
 }
 
+// A split's result for rows g and g + 8.
+template <class Traits>
+__device__ __forceinline__ void write_partial(const ForwardLaunch& launch, const RowState<Traits>& state,
+                                              const float (&inverse)[2], const float (&lse)[2], int split,
+                                              const Tile& tile, int h, int row, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = row + half * 8;
+    if (i >= tile.first + tile.count) continue;
+    const int64_t place = launch.split.row(launch.problem, split, tile.b, h, i);
+#pragma unroll
+    for (int d = 0; d < Traits::kHeadDim / 8; ++d) {
+      const int column = d * 8 + lane % 4 * 2;
+      if (column < launch.problem.head_dim)
+        store_global(
+            reinterpret_cast<Pack<float, 2>*>(launch.split.out + place * launch.problem.head_dim + column),
+            Pack<float, 2>{
+                {state.out[d][half * 2] * inverse[half], state.out[d][half * 2 + 1] * inverse[half]}});
+    }
+    if (lane % 4 == 0) store_global(launch.split.lse + place, lse[half]);
+  }
+}
+
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     forward_kernel(ForwardLaunch launch) {
@@ -110,7 +136,9 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   auto& shared = shared_memory<typename Traits::Shared>();
   const SpanAttention& p = launch.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Tile tile = find_tile<TilesOf::rows>(p, static_cast<int>(blockIdx.x), Traits::kRows);
+  const int split = static_cast<int>(blockIdx.x) % launch.split.splits;
+  const Tile tile =
+      find_tile<TilesOf::rows>(p, launch.list, static_cast<int>(blockIdx.x) / launch.split.splits);
   if (tile.count == 0) return;
   const SpanMask& mask = tile.sequence.mask;
   const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
@@ -121,7 +149,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const T* key = rows_of<T>(p.key, p, tile, kv_head, tile.sequence.first_key);
   const T* value = rows_of<T>(p.value, p, tile, kv_head, tile.sequence.first_key);
 
-  const KeyTiles tiles(mask, tile.first, tile.first + tile.count, kKeys);
+  KeyTiles tiles(mask, tile.first, tile.first + tile.count, kKeys);
+  if (launch.split.splits > 1) tiles.keep_share(split, launch.split.splits);
   const int begin = static_cast<int>(mask.begin), end = static_cast<int>(mask.length);
   const int row_end[2] = {static_cast<int>(mask.row_end(row)), static_cast<int>(mask.row_end(row + 8))};
   constexpr int kAhead = Traits::kStages - 1;
@@ -169,17 +198,25 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   }
   copy_async_wait<0>();
 
-  float inverse[2];
+  float inverse[2], lse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float total = state.total[half];
     total += __shfl_xor_sync(kAllLanes, total, 1);
     total += __shfl_xor_sync(kAllLanes, total, 2);
     inverse[half] = total == 0.0f ? 0.0f : launch.keep.scale / total;  // 0: a row that sees nothing
+    lse[half] = total == 0.0f ? -kInfinity : state.top[half] + log2f(total);
+  }
+  if (launch.split.splits > 1) {
+    write_partial<Traits>(launch, state, inverse, lse, split, tile, h, row, lane);
+    return;
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
     const int i = row + half * 8;
     if (lane % 4 == 0 && i < tile.first + tile.count)
       store_global(rows_of<float>(launch.lse, p, tile, h, tile.sequence.first_row) + i * launch.lse.row,
-                   total == 0.0f ? -kInfinity : (state.top[half] + log2f(total)) * kLn2);
+                   lse[half] * kLn2);
   }
   T* out = rows_of<T>(launch.out, p, tile, h, tile.sequence.first_row);
   write_rows<T, kDim>(out + (tile.first + warp * 16) * launch.out.row, launch.out.row, state.out, inverse,
@@ -187,6 +224,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 }
 
 }  // namespace
+
+int64_t span_attention_forward_workspace(const SpanAttention& p) {
+  return TileList::size(p) * 2 + SplitKeys(p, nullptr).floats(p);
+}
 
 void span_attention_forward(const SpanAttentionForward& op, cudaStream_t stream) {
   const SpanAttention& p = op.problem;
@@ -199,12 +240,18 @@ void span_attention_forward(const SpanAttentionForward& op, cudaStream_t stream)
       .lse = op.lse,
       .scale_log2 = static_cast<float>(p.scale * kLog2E),
       .keep = KeepRule(p.dropout),
+      .list = {reinterpret_cast<Pack<int, 2>*>(op.workspace)},
+      .split = SplitKeys(p, op.workspace),
   };
+  launch_tile_list(p, TilesOf::rows, params.list, stream);
+  dim3 grid = tile_grid(p, TilesOf::rows);
+  grid.x *= static_cast<unsigned>(params.split.splits);
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     using Traits = ForwardTraits<T, dim.value>;
-    launch(forward_kernel<Traits>, tile_grid(p, TilesOf::rows, Traits::kRows), dim3{Traits::kThreads, 1, 1},
-           sizeof(typename Traits::Shared), stream, params);
+    launch(forward_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared),
+           stream, params);
   });
+  if (params.split.splits > 1) launch_combine(p, params.split, op.out, op.lse, stream);
 }
 
 }  // namespace glm::cuda

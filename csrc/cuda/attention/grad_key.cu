@@ -49,8 +49,9 @@ __device__ __forceinline__ void probabilities_and_gradients(float (&scores)[kQue
 
 // The same rows without the columns before `first`, a multiple of 8 chunks.
 template <class T, int kDim>
-__device__ __forceinline__ T (*columns_from(T (*tile)[kDim], int first))
-    [kDim] { return reinterpret_cast<T(*)[kDim]>(tile[0] + first); }
+__device__ __forceinline__ auto columns_from(T (*tile)[kDim], int first) -> T (*)[kDim] {
+  return reinterpret_cast<T(*)[kDim]>(tile[0] + first);
+}
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const SpanAttention& p = launch.op.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int part = static_cast<int>(blockIdx.x) % Traits::kParts * kOut;  // first column
-  const Tile tile = find_tile<TilesOf::keys>(p, static_cast<int>(blockIdx.x) / Traits::kParts, Traits::kTile);
+  const Tile tile = find_tile<TilesOf::keys>(p, launch.keys, static_cast<int>(blockIdx.x) / Traits::kParts);
   if (tile.count == 0) return;
   const SpanMask& mask = tile.sequence.mask;
   const int kv_head = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
@@ -167,7 +168,7 @@ void launch_grad_key_and_value(const BackwardLaunch& params, cudaStream_t stream
   const SpanAttention& p = params.op.problem;
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     using Traits = GradKeyTraits<T, dim.value>;
-    dim3 grid = tile_grid(p, TilesOf::keys, Traits::kTile);
+    dim3 grid = tile_grid(p, TilesOf::keys);
     grid.x *= Traits::kParts;
     launch(grad_key_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared),
            stream, params);

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   auto& shared = shared_memory<typename Traits::Shared>();
   const SpanAttention& p = launch.op.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Tile tile = find_tile<TilesOf::rows>(p, static_cast<int>(blockIdx.x), Traits::kTile);
+  const Tile tile = find_tile<TilesOf::rows>(p, launch.rows, static_cast<int>(blockIdx.x));
   if (tile.count == 0) return;
   const SpanMask& mask = tile.sequence.mask;
   const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
@@ -117,8 +117,8 @@ void launch_grad_query(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     using Traits = GradQueryTraits<T, dim.value>;
-    launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows, Traits::kTile),
-           dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared), stream, params);
+    launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows), dim3{Traits::kThreads, 1, 1},
+           sizeof(typename Traits::Shared), stream, params);
   });
 }
 
