@@ -2,7 +2,7 @@
 CPP := $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 SANITIZED := build/sanitized
 
-.PHONY: build test lint format stubs sanitize bench clean
+.PHONY: build test lint format stubs sanitize bench gpu clean
 
 build:  ## the extension, in place: only what changed
 	python setup.py -q build_ext --inplace
@@ -37,6 +37,9 @@ sanitize:
 
 bench: build
 	python -m pytest benchmarks --benchmark-only
+
+gpu:  ## on a machine with a GPU: build for it, test, sanitize, benchmark; within 8 minutes, offline
+	python tools/gpu_check.py
 
 clean:
 	rm -rf build dist glm_ext/_C*.so

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glm_ext import ops
+from glm_ext.data import load_documents
 from glm_ext.ops.reference import visible
 
 Peer = Callable[[], object]
@@ -81,17 +83,21 @@ def attention(
             B, S, 3, H, D, dtype=dtype, requires_grad=backward
         )  # as the QKV projection gives it
         q, k, v = packed.permute(2, 0, 3, 1, 4)
-        mask = visible(S, S, prefix)  # [1, S, S]: broadcasts over the batch, as kindly to SDPA as can be
+        # SDPA at its best: its own flag or no mask where that will do; a mask of three dimensions would send
+        # it down a path 2.7 times slower.
+        mask: dict[str, Any] = {"attn_mask": visible(S, S, prefix)[0]}  # [S, S]
+        if prefix in (0, S):
+            mask = {"is_causal": prefix == 0}
         prefix_len = torch.full((B,), prefix)
 
         def ours() -> Tensor:
             return ops.span_attention(q, k, v, prefix_len, dropout_p=dropout_p)
 
         def sdpa() -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout_p)
+            return F.scaled_dot_product_attention(q, k, v, **mask, dropout_p=dropout_p)
 
         run = (lambda f: _train(f, [packed])) if backward else _infer
-        found: dict[str, Peer] = {OURS: run(ours), "SDPA, bool mask": run(sdpa)}
+        found: dict[str, Peer] = {OURS: run(ours), "SDPA": run(sdpa)}
         if not backward and dropout_p == 0.0 and dtype == torch.float32:
             found["FlexAttention, compiled"] = _infer(_flex(q, k, v, prefix))
         return found
@@ -114,18 +120,62 @@ def attention(
     )
 
 
+def attention_packed(H: int, D: int, budget: int) -> Case:
+    """Documents of real lengths in one row of tokens, beside the same documents padded for SDPA."""
+    lengths = document_lengths(budget)
+    B, S = len(lengths), max(lengths)
+    prefixes = [length * 4 // 5 for length in lengths]
+
+    def peers() -> dict[str, Peer]:
+        torch.manual_seed(0)
+        packed = torch.randn(sum(lengths), 3, H, D, requires_grad=True)
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+        prefix_len = torch.tensor(prefixes)
+        padded = torch.randn(B, S, 3, H, D, requires_grad=True)
+        mask = visible(S, S, prefix_len, torch.tensor(lengths))[:, None]  # [B, 1, S, S]
+
+        def ours() -> Tensor:
+            return ops.span_attention_varlen(*packed.unbind(1), cu_seqlens, prefix_len)
+
+        def sdpa() -> Tensor:
+            return F.scaled_dot_product_attention(*padded.permute(2, 0, 3, 1, 4), mask)
+
+        return {OURS: _train(ours, [packed]), "SDPA, padded": _train(sdpa, [padded])}
+
+    pairs = sum(visible_pairs(length, prefix) for length, prefix in zip(lengths, prefixes, strict=True))
+    return Case(
+        op="span_attention",
+        name=f"packed fwd+bwd {B} documents of {min(lengths)}-{S}, N={sum(lengths)} H={H} D={D} f32",
+        peers=peers,
+        flops=3.5 * 4 * D * pairs * H,
+        shape={"packed": 1, "D": D},
+    )
+
+
+def document_lengths(budget: int) -> list[int]:
+    """Lengths, about those in tokens, of the first documents inside Python that fill the budget."""
+    lengths: list[int] = []
+    for text in load_documents():
+        length = min(len(text) // 4, 512, budget - sum(lengths))
+        if length >= 16:
+            lengths.append(length)
+    return lengths
+
+
 def attention_sweep() -> Iterator[Case]:
-    """Attention over lengths, prefix ratios, head dims and dtypes: the plots of docs/performance.md."""
-    for S in (128, 256, 512, 1024, 2048, 4096):
-        batch = max(1, 2048 // S)  # about the same work in memory at each length
-        for backward in (False, True):
-            yield attention(batch, 4, S, 64, S // 2, backward=backward)
-    for prefix in (0, 256, 512, 768, 1024):
-        yield attention(1, 4, 1024, 64, prefix)
-    yield attention(1, 4, 1024, 128, 512)
+    """Attention over lengths, prefix ratios and head dims: the plots of docs/performance.md."""
+    for D in (64, 128):
+        for S in (128, 256, 512, 1024, 2048, 4096):
+            batch = max(1, 2048 // S)  # about the same work in memory at each length
+            for backward in (False, True):
+                yield attention(batch, 256 // D, S, D, S // 2, backward=backward)
+        for prefix in (0, 256, 512, 768, 1024):
+            yield attention(1, 256 // D, 1024, D, prefix)
+    for S in (128, 512, 1024):
+        yield attention(1, 4, S, 64, S // 2, dropout_p=0.1)
     for dtype in (torch.bfloat16, torch.float16):
         yield attention(1, 4, 1024, 64, 512, dtype=dtype)
-    yield attention(1, 4, 1024, 64, 512, dropout_p=0.1)
+    yield attention_packed(4, 64, budget=8192)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Callable[[], Tensor]:
@@ -171,6 +221,26 @@ def gelu_mlp(N: int, E: int, hidden: int, dtype: torch.dtype = torch.float32) ->
         name=f"fwd+bwd N={N} E={E} F={hidden} {_short(dtype)}",
         peers=peers,
         flops=3 * 4 * N * E * hidden,
+    )
+
+
+def linear(N: int, E: int, width_out: int) -> Case:
+    def peers() -> dict[str, Peer]:
+        torch.manual_seed(0)
+        x = torch.randn(N, E, requires_grad=True)
+        weight = (0.02 * torch.randn(width_out, E)).requires_grad_()
+        bias = torch.zeros(width_out, requires_grad=True)
+        inputs = [x, weight, bias]
+        return {
+            OURS: _train(lambda: ops.linear(x, weight, bias), inputs),
+            "F.linear": _train(lambda: F.linear(x, weight, bias), inputs),
+        }
+
+    return Case(
+        op="linear",
+        name=f"fwd+bwd N={N} E={E} O={width_out} f32",
+        peers=peers,
+        flops=3 * 2.0 * N * E * width_out,
     )
 
 
@@ -282,6 +352,8 @@ def all_cases() -> Iterator[Case]:
     yield attention(4, 12, 512, 64, 410)
     yield attention(1, 12, 1024, 128, 512)
     yield gelu_mlp(2048, 768, 3072)
+    yield linear(2048, 768, 2304)
+    yield linear(2048, 768, 768)
     yield embedding_2d(4096, 768, 30592, 513, dropout_p=0.1)
     yield dropout_add_layer_norm(1024, 512, dropout_p=0.1)
     yield dropout_add_layer_norm(4096, 768, dropout_p=0.0)

@@ -1,10 +1,11 @@
 """Every case with its peers taking turns, round after round, in one process: where the tables come from.
 
-    python -m benchmarks.compare [--only REGEX] [--suite ops|attention] [--threads 2] [--seconds 6] --out
-    FILE.json
+    python -m benchmarks.compare [--suite ops|attention] [--only REGEX] [--threads 2] [--isa avx2] --out FILE
 
 Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak
 is measured before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
+
+--isa avx2 holds everybody to AVX2, ours and the libraries of the peers: what a machine without AVX-512 sees.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,12 @@ from glm_ext import _C
 from .cases import OURS, Case, all_cases, attention_sweep
 
 SUITES = {"ops": all_cases, "attention": attention_sweep}
+HELD_TO_AVX2 = {  # read when the libraries load: ours, ATen, MKL, oneDNN
+    "GLM_FORCE_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
 
 
 def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
@@ -61,9 +69,10 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
     }
 
 
-def conditions(threads: int) -> dict[str, Any]:
+def conditions(suite: str, threads: int) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
+        "suite": suite,
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip() or "unknown",
         "cpu": cpu_name(),
@@ -73,7 +82,7 @@ def conditions(threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "compiler": _C.compiler(),
         "allocator": os.environ.get("LD_PRELOAD") or "glibc",
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 2),
     }
 
 
@@ -85,14 +94,14 @@ def cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def run(cases: Iterable[Case], seconds: float, threads: int, out: Path) -> None:
-    report: dict[str, Any] = {"conditions": conditions(threads), "cases": []}
+def run(cases: Iterable[Case], suite: str, seconds: float, threads: int, out: Path | None) -> None:
+    report: dict[str, Any] = {"conditions": conditions(suite, threads), "cases": []}
     for case in cases:
         result = measure(case, seconds, threads)
         report["cases"].append(result)
-        out.write_text(
-            json.dumps(report, indent=1) + "\n"
-        )  # after every case: an interrupted run keeps what it has
+        if out:  # after every case: an interrupted run keeps what it has
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(report, indent=1) + "\n")
         ours = result["peers"][OURS]["median"]
         line = ", ".join(
             f"{name} {r['median'] / ours:.2f}x" for name, r in result["peers"].items() if name != OURS
@@ -108,7 +117,7 @@ def rate(result: dict[str, Any], seconds: float) -> str:
     return f"{result['bytes'] / seconds * 1e-9:.1f} GB/s"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,11 +125,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the cases whose name this regular expression finds")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=6.0, help="at least this long per case")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    parser.add_argument("--isa", choices=["avx2"], help="hold everybody to this instruction set")
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
+    options = parser.parse_args(arguments)
+    if options.isa and any(os.environ.get(name) != value for name, value in HELD_TO_AVX2.items()):
+        given = sys.argv[1:] if arguments is None else arguments
+        again = [sys.executable, "-m", "benchmarks.compare", *given]
+        os.execve(sys.executable, again, {**os.environ, **HELD_TO_AVX2})
     torch.set_num_threads(options.threads)
     cases = [case for case in SUITES[options.suite]() if re.search(options.only, case.id)]
-    run(cases, options.seconds, options.threads, options.out)
+    run(cases, options.suite, options.seconds, options.threads, options.out)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ def built() -> dict[str, dict[str, Peer]]:
 
 def _peer_names() -> list[Any]:
     names = {
-        "span_attention": ["glm_ext", "SDPA, bool mask", "FlexAttention, compiled"],
+        "span_attention": ["glm_ext", "SDPA", "FlexAttention, compiled"],
         "gelu_mlp": ["glm_ext", "eager", "torch.compile"],
+        "linear": ["glm_ext", "F.linear"],
         "embedding_2d": ["glm_ext", "eager", "torch.compile"],
         "dropout_add_layer_norm": ["glm_ext", "eager", "torch.compile"],
         "linear_cross_entropy": [

@@ -17,19 +17,26 @@ __all__: list[str] = [
     "dropout_add_layer_norm_partials",
     "embedding_2d_backward",
     "embedding_2d_forward",
-    "embedding_2d_piece_rows",
+    "embedding_2d_workspace",
     "fma_peak",
     "gelu_mlp_backward",
+    "gelu_mlp_backward_workspace",
+    "gelu_mlp_bias_gelu",
     "gelu_mlp_forward",
-    "gelu_mlp_partials",
+    "gelu_mlp_forward_workspace",
+    "gelu_mlp_gelu_grad",
+    "gelu_mlp_row_tiles",
     "isa",
     "isas_built",
     "isas_supported",
+    "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_workspace",
+    "linear_forward",
     "span_attention_backward",
     "span_attention_forward",
     "span_attention_workspace",
+    "sum_groups",
 ]
 
 def compiler() -> str:
@@ -61,7 +68,7 @@ def dropout_add_layer_norm_backward(
     workspace: torch.Tensor | None,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> None: ...
 def dropout_add_layer_norm_forward(
     x: torch.Tensor | None,
@@ -75,7 +82,7 @@ def dropout_add_layer_norm_forward(
     eps: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> None: ...
 def dropout_add_layer_norm_partials(rows: typing.SupportsInt | typing.SupportsIndex) -> int: ...
 def embedding_2d_backward(
@@ -89,12 +96,10 @@ def embedding_2d_backward(
     grad_token_table: torch.Tensor | None,
     grad_position_table: torch.Tensor | None,
     grad_block_table: torch.Tensor | None,
-    order: torch.Tensor | None,
-    first: torch.Tensor | None,
-    pieces: torch.Tensor | None,
+    workspace: torch.Tensor | None,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> typing.Any: ...
 def embedding_2d_forward(
     tokens: torch.Tensor | None,
@@ -106,8 +111,15 @@ def embedding_2d_forward(
     out: torch.Tensor | None,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> typing.Any: ...
+def embedding_2d_workspace(
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    width: typing.SupportsInt | typing.SupportsIndex,
+    table_rows: typing.SupportsInt | typing.SupportsIndex,
+    is_double: bool,
+    target: int | tuple[int, int],
+) -> int: ...
 def fma_peak(threads: typing.SupportsInt | typing.SupportsIndex) -> float:
     """
     Measured float multiply-add peak of this machine, GFLOP/s.
@@ -121,14 +133,30 @@ def gelu_mlp_backward(
     pre: torch.Tensor | None,
     post: torch.Tensor | None,
     grad_pre: torch.Tensor | None,
-    sums: torch.Tensor | None,
+    workspace: torch.Tensor | None,
     grad_x: torch.Tensor | None,
     grad_w1: torch.Tensor | None,
     grad_b1: torch.Tensor | None,
     grad_w2: torch.Tensor | None,
     grad_b2: torch.Tensor | None,
     tanh: bool,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
+) -> None: ...
+def gelu_mlp_backward_workspace(
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    hidden: typing.SupportsInt | typing.SupportsIndex,
+    width_out: typing.SupportsInt | typing.SupportsIndex,
+    keeps_post: bool,
+    element_size: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
+) -> int: ...
+def gelu_mlp_bias_gelu(
+    product: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    pre: torch.Tensor | None,
+    post: torch.Tensor | None,
+    tanh: bool,
+    target: int | tuple[int, int],
 ) -> None: ...
 def gelu_mlp_forward(
     x: torch.Tensor | None,
@@ -139,10 +167,28 @@ def gelu_mlp_forward(
     pre: torch.Tensor | None,
     post: torch.Tensor | None,
     y: torch.Tensor | None,
+    workspace: torch.Tensor | None,
     tanh: bool,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> None: ...
-def gelu_mlp_partials(rows: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+def gelu_mlp_forward_workspace(
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    hidden: typing.SupportsInt | typing.SupportsIndex,
+    keeps_post: bool,
+    element_size: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
+) -> int: ...
+def gelu_mlp_gelu_grad(
+    grad_post: torch.Tensor | None,
+    pre: torch.Tensor | None,
+    grad_pre: torch.Tensor | None,
+    post: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
+    tanh: bool,
+    target: int | tuple[int, int],
+) -> None: ...
+def gelu_mlp_row_tiles(rows: typing.SupportsInt | typing.SupportsIndex) -> int: ...
 def isa() -> str:
     """
     The instruction set of the CPU kernels in force.
@@ -158,6 +204,16 @@ def isas_supported() -> list[str]:
     Those of them that this machine runs.
     """
 
+def linear_backward(
+    grad_y: torch.Tensor | None,
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    grad_x: torch.Tensor | None,
+    grad_weight: torch.Tensor | None,
+    grad_bias: torch.Tensor | None,
+    target: int | tuple[int, int],
+) -> None: ...
 def linear_cross_entropy(
     hidden: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -169,13 +225,22 @@ def linear_cross_entropy(
     workspace: torch.Tensor | None,
     label_smoothing: typing.SupportsFloat | typing.SupportsIndex,
     reduction: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> None: ...
 def linear_cross_entropy_workspace(
     rows: typing.SupportsInt | typing.SupportsIndex,
     width: typing.SupportsInt | typing.SupportsIndex,
     vocab: typing.SupportsInt | typing.SupportsIndex,
+    element_size: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> int: ...
+def linear_forward(
+    x: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    y: torch.Tensor | None,
+    target: int | tuple[int, int],
+) -> None: ...
 def span_attention_backward(
     query: torch.Tensor | None,
     key: torch.Tensor | None,
@@ -195,7 +260,7 @@ def span_attention_backward(
     scale: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> None: ...
 def span_attention_forward(
     query: torch.Tensor | None,
@@ -211,7 +276,7 @@ def span_attention_forward(
     scale: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    threads: typing.SupportsInt | typing.SupportsIndex,
+    target: int | tuple[int, int],
 ) -> None: ...
 def span_attention_workspace(
     backward: bool,
@@ -221,9 +286,13 @@ def span_attention_workspace(
     rows: typing.SupportsInt | typing.SupportsIndex,
     keys: typing.SupportsInt | typing.SupportsIndex,
     packed: bool,
+    target: int | tuple[int, int],
 ) -> int:
     """
     Floats that the workspace must hold; 0: it takes none.
     """
 
-embedding_2d_piece_rows: int = 64
+def sum_groups(rows: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    How many partial sums a bias gradient over `rows` rows is taken in.
+    """

@@ -9,11 +9,14 @@ Shape letters: B batch, S sequence, E width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batch import Batch
+from .branches import Branches
 from .config import GLMConfig
 from .nn import GLMBlock, KVCache, Layer
 from .ops.reference import Lengths
@@ -59,7 +62,7 @@ class Transformer(Layer):
         prefix_len: Lengths,
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
-        cache: list[KVCache] | None = None,
+        cache: Sequence[KVCache | Branches] | None = None,
     ) -> Tensor:
         residual: Tensor = self.ops.embedding_2d(
             tokens,
@@ -127,7 +130,7 @@ class GLM(nn.Module):
         seq_len: Lengths | None = None,
         *,
         start: Lengths | None = None,
-        cache: list[KVCache] | None = None,
+        cache: Sequence[KVCache | Branches] | None = None,
     ) -> Tensor:
         """Logits [B, S, V] of what `hidden` returns."""
         return self.logits(self.hidden(tokens, positions, prefix_len, seq_len, start=start, cache=cache))
@@ -140,15 +143,15 @@ class GLM(nn.Module):
         seq_len: Lengths | None = None,
         *,
         start: Lengths | None = None,
-        cache: list[KVCache] | None = None,
+        cache: Sequence[KVCache | Branches] | None = None,
     ) -> Tensor:
         """Hidden states [B, S, E] after the final LayerNorm.
 
         tokens [B, S] and positions [B, 2, S] are int64 (or int32): the place in Part A, and the place in the
         span (0 in Part A). prefix_len is the length of Part A, seq_len of Part A and B without padding, start
         the first token after left padding: ints, or int tensors [B]. With a cache (`new_cache`) the tokens
-        follow those that it holds. TypeError and ValueError for arguments that do not fit together or into
-        the tables.
+        follow those that it holds; `[Branches(...)] * num_layers` in its place lets several Parts B share one
+        Part A. TypeError and ValueError for arguments that do not fit together or into the tables.
         """
         self._check(tokens, positions)
         for name, lengths in (("prefix_len", prefix_len), ("seq_len", seq_len), ("start", start)):

@@ -35,16 +35,22 @@ DOORS = {("csrc/cuda/ptx.cuh", "simt/ptx.h")}
 PYTHON = {
     "_C": set[str](),
     "ops": {"_C"},
-    "nn": {"ops"},
+    "branches": {"ops"},
+    "nn": {"ops", "branches"},
     "config": set[str](),
     "batch": set[str](),
     "data": {"batch"},
-    "model": {"nn", "config", "batch", "ops"},
+    "model": {"nn", "config", "batch", "branches", "ops"},
     "generate": {"model", "nn", "config", "data"},
     "interop": {"model", "config"},
     "info": {"_C", "ops"},
-    "train": {"model", "data", "config", "batch", "generate", "info"},
-    "cli": {"train", "generate", "interop", "model", "data", "config", "batch", "info", "ops", "nn"},
+    "extras": set[str](),
+    "tasks": {"generate", "model", "branches", "data", "config", "batch", "extras"},
+    "train": {"tasks", "model", "nn", "data", "config", "batch", "generate", "info", "extras", "_C"},
+    "cli": {
+        *("train", "tasks", "generate", "interop", "model", "data", "config", "batch", "info", "ops", "nn"),
+        "extras",
+    },
     "": {"_C", "ops", "nn", "config", "batch", "model", "generate", "interop"},
 }
 

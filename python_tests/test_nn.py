@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glm_ext import Embedding2D, GeluMLP, GLMBlock, KVCache, SpanAttention
-from glm_ext.nn import ops_for
+from glm_ext.nn import FUSED_LINEAR_ROWS, ops_for
 from glm_ext.ops import reference
 
 BACKENDS = ["eager", "auto"]
@@ -58,6 +58,30 @@ def test_span_attention_reads_the_projection_in_place(monkeypatch):
     assert query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
     assert [t.data_ptr() - query.data_ptr() for t in (key, value)] == [12 * 4, 24 * 4]
     assert query.stride() == (5 * 36, 4, 36, 1)
+
+
+def test_long_inputs_take_the_packed_product(monkeypatch):
+    """Which of two products a layer takes is a matter of speed alone."""
+    attention, x = SpanAttention(12, 3), torch.randn(3, FUSED_LINEAR_ROWS // 3 + 1, 12)
+    fused, inputs = attention(x, 100), (x, *attention.parameters())
+    assert "Linear" in fused.grad_fn.name()
+    grads = torch.autograd.grad(fused.square().sum(), inputs[1:])
+    monkeypatch.setattr("glm_ext.nn.FUSED_LINEAR_ROWS", 10**9)
+    plain = attention(x, 100)
+    assert plain.grad_fn.name() != fused.grad_fn.name()
+    torch.testing.assert_close(fused, plain)
+    torch.testing.assert_close(grads, torch.autograd.grad(plain.square().sum(), inputs[1:]))
+
+
+def test_what_replaces_a_projection_is_called():
+    class Adapter(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    attention, x = SpanAttention(12, 3), torch.randn(1, FUSED_LINEAR_ROWS, 12)
+    adapted = copy.deepcopy(attention)
+    adapted.dense.__class__ = Adapter
+    torch.testing.assert_close(adapted(x, 100), attention(x, 100) + 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

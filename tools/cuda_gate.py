@@ -126,6 +126,7 @@ def readable(symbols: list[str]) -> list[str]:
     ).stdout
     names = []
     for line in said.splitlines():
+        line = re.sub(r"\(glm::[\w:]+\)(\d+)", r"\1", line)  # a template argument: (Layout)0
         name = re.sub(r"\((?!anonymous).*\)$", "", line.removeprefix("void "))
         names.append(re.sub(r"glm::(cuda::)?|\(anonymous namespace\)::", "", name))
     return names

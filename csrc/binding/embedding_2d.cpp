@@ -1,6 +1,7 @@
 #include "ops/embedding_2d.h"
 
 #include "binding/register.h"
+#include "binding/target.h"
 #include "binding/view.h"
 #include "cpu/kernels.h"
 
@@ -21,7 +22,7 @@ py::object fault_or_none(const EmbeddingFault& fault) {
 }
 
 py::object forward(View tokens, View positions, View block_positions, View token_table, View position_table,
-                   View block_table, View out, double dropout_p, uint64_t seed, int threads) {
+                   View block_table, View out, double dropout_p, uint64_t seed, Target target) {
   const Embedding2DForward params = {
       .dtype = out.dtype,
       .rows = tokens.numel(),
@@ -31,51 +32,65 @@ py::object forward(View tokens, View positions, View block_positions, View token
                   lookup(block_positions, block_table.shape[0], block_table)},
       .out = out.data,
       .dropout = {dropout_p, seed},
-      .threads = threads,
+      .threads = target.threads,
   };
-  EmbeddingFault fault;
-  {
-    const py::gil_scoped_release release;
-    fault = cpu::kernels().embedding_2d_forward(params);
-  }
-  return fault_or_none(fault);
+  return fault_or_none(
+      run(target, cpu::kernels().embedding_2d_forward, cuda::kernels().embedding_2d_forward, params));
+}
+
+// What backward works in on a CPU, in the order in which it lies there.
+struct CpuWorkspace {
+  int64_t order, first, pieces;  // bytes
+
+  CpuWorkspace(int64_t rows, int64_t width, int64_t table_rows, bool is_double)
+      : order(3 * rows * 8),
+        first((table_rows + 3 * 2) * 8),
+        pieces(rows / kEmbeddingPieceRows * width * (is_double ? 8 : 4)) {}
+};
+
+// In numbers of int64.
+int64_t workspace_size(int64_t rows, int64_t width, int64_t table_rows, bool is_double, Target target) {
+  if (target.gpu) return EmbeddingGpuWorkspace(rows, width).size / 8;
+  const CpuWorkspace sizes(rows, width, table_rows, is_double);
+  return (sizes.order + sizes.first + sizes.pieces + 7) / 8;
 }
 
 py::object backward(View grad, View tokens, View positions, View block_positions, int64_t token_rows,
                     int64_t position_rows, int64_t block_rows, View grad_token_table,
-                    View grad_position_table, View grad_block_table, View order, View first, View pieces,
-                    double dropout_p, uint64_t seed, int threads) {
+                    View grad_position_table, View grad_block_table, View workspace, double dropout_p,
+                    uint64_t seed, Target target) {
+  const int64_t rows = tokens.numel(), width = grad.shape[grad.rank - 1];
+  const CpuWorkspace sizes(rows, width, token_rows + position_rows + block_rows, grad.dtype == DType::f64);
+  auto* memory = static_cast<unsigned char*>(workspace.data);
   const Embedding2DBackward params = {
       .dtype = grad.dtype,
-      .rows = tokens.numel(),
-      .width = pieces.shape[1],
+      .rows = rows,
+      .width = width,
       .lookups = {lookup(tokens, token_rows, grad_token_table),
                   lookup(positions, position_rows, grad_position_table),
                   lookup(block_positions, block_rows, grad_block_table)},
       .grad = grad.data,
-      .order = static_cast<int64_t*>(order.data),
-      .first = static_cast<int64_t*>(first.data),
-      .pieces = pieces.data,
+      .order = reinterpret_cast<int64_t*>(memory),
+      .first = reinterpret_cast<int64_t*>(memory + sizes.order),
+      .pieces = memory + sizes.order + sizes.first,
+      .workspace = memory,
       .dropout = {dropout_p, seed},
-      .threads = threads,
+      .threads = target.threads,
   };
-  EmbeddingFault fault;
-  {
-    const py::gil_scoped_release release;
-    fault = cpu::kernels().embedding_2d_backward(params);
-  }
-  return fault_or_none(fault);
+  return fault_or_none(
+      run(target, cpu::kernels().embedding_2d_backward, cuda::kernels().embedding_2d_backward, params));
 }
 
 }  // namespace
 
 void register_embedding_2d(py::module_& m) {
   m.def("embedding_2d_forward", &forward, "tokens"_a, "positions"_a, "block_positions"_a, "token_table"_a,
-        "position_table"_a, "block_table"_a, "out"_a, "dropout_p"_a, "seed"_a, "threads"_a);
+        "position_table"_a, "block_table"_a, "out"_a, "dropout_p"_a, "seed"_a, "target"_a);
   m.def("embedding_2d_backward", &backward, "grad"_a, "tokens"_a, "positions"_a, "block_positions"_a,
         "token_rows"_a, "position_rows"_a, "block_rows"_a, "grad_token_table"_a, "grad_position_table"_a,
-        "grad_block_table"_a, "order"_a, "first"_a, "pieces"_a, "dropout_p"_a, "seed"_a, "threads"_a);
-  m.attr("embedding_2d_piece_rows") = kEmbeddingPieceRows;
+        "grad_block_table"_a, "workspace"_a, "dropout_p"_a, "seed"_a, "target"_a);
+  m.def("embedding_2d_workspace", &workspace_size, "rows"_a, "width"_a, "table_rows"_a, "is_double"_a,
+        "target"_a);
 }
 
 }  // namespace glm

@@ -11,20 +11,12 @@ namespace {
 
 using CudaDevice = std::tuple<std::string, int, int>;
 
-#if defined(GLM_HAVE_CUDA)
-constexpr const char* kCudaArchitectures = GLM_CUDA_ARCHITECTURES;
-
 std::vector<CudaDevice> cuda_devices() {
   std::vector<CudaDevice> found;
   for (const glm::cuda::Device& device : glm::cuda::devices())
     found.emplace_back(device.name, device.major, device.minor);
   return found;
 }
-#else
-constexpr const char* kCudaArchitectures = "";
-
-std::vector<CudaDevice> cuda_devices() { return {}; }
-#endif
 
 }  // namespace
 
@@ -43,7 +35,7 @@ void glm::register_info(py::module_& m) {
       "threads"_a, "Measured float multiply-add peak of this machine, GFLOP/s.");
   m.def("compiler", [] { return std::string(GLM_COMPILER); }, "The compiler that built the extension.");
   m.def(
-      "cuda_architectures", [] { return std::string(kCudaArchitectures); },
+      "cuda_architectures", [] { return std::string(GLM_CUDA_ARCHITECTURES); },
       "The CUDA architectures that this build holds, as in \"80 90a\"; empty without CUDA.");
   m.def("cuda_devices", &cuda_devices,
         "(name, major, minor) of each GPU that the CUDA build sees: major.minor is its compute capability.");

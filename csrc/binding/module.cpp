@@ -8,6 +8,7 @@ PYBIND11_MODULE(_C, m) {
   glm::register_dropout_add_layer_norm(m);
   glm::register_embedding_2d(m);
   glm::register_gelu_mlp(m);
+  glm::register_linear(m);
   glm::register_linear_cross_entropy(m);
   glm::register_span_attention(m);
 }

@@ -1,6 +1,7 @@
 #include "ops/span_attention.h"
 
 #include "binding/register.h"
+#include "binding/target.h"
 #include "binding/view.h"
 #include "cpu/kernels.h"
 
@@ -42,7 +43,7 @@ void check_packed(const SpanAttention& p) {
 
 SpanAttention problem_of(const View& query, const View& key, const View& value, const View& prefix_len,
                          const View& seq_len, const View& start, const View& cu_seqlens, double scale,
-                         double dropout_p, uint64_t seed, int threads) {
+                         double dropout_p, uint64_t seed, Target target) {
   const bool packed = cu_seqlens.present();
   const SpanAttention p = {
       .dtype = query.dtype,
@@ -61,8 +62,9 @@ SpanAttention problem_of(const View& query, const View& key, const View& value, 
       .value = rows_of(value),
       .scale = scale,
       .dropout = {dropout_p, seed},
-      .threads = threads,
+      .threads = target.threads,
   };
+  if (target.gpu) return p;  // to look at the lengths would be to wait for the stream: kernels clamp them
   if (packed) {
     check_packed(p);
   } else {
@@ -74,41 +76,42 @@ SpanAttention problem_of(const View& query, const View& key, const View& value, 
 }
 
 void forward(View query, View key, View value, View prefix_len, View seq_len, View start, View cu_seqlens,
-             View out, View lse, View workspace, double scale, double dropout_p, uint64_t seed, int threads) {
-  const py::gil_scoped_release release;
-  cpu::kernels().span_attention_forward({
-      .problem = problem_of(query, key, value, prefix_len, seq_len, start, cu_seqlens, scale, dropout_p, seed,
-                            threads),
-      .out = rows_of(out),
-      .lse = statistics_of(lse),
-      .workspace = static_cast<float*>(workspace.data),
-  });
+             View out, View lse, View workspace, double scale, double dropout_p, uint64_t seed,
+             Target target) {
+  run(target, cpu::kernels().span_attention_forward, cuda::kernels().span_attention_forward,
+      {
+          .problem = problem_of(query, key, value, prefix_len, seq_len, start, cu_seqlens, scale, dropout_p,
+                                seed, target),
+          .out = rows_of(out),
+          .lse = statistics_of(lse),
+          .workspace = static_cast<float*>(workspace.data),
+      });
 }
 
 void backward(View query, View key, View value, View prefix_len, View seq_len, View start, View cu_seqlens,
               View out, View lse, View grad_out, View grad_lse, View grad_query, View grad_key,
-              View grad_value, View workspace, double scale, double dropout_p, uint64_t seed, int threads) {
-  const py::gil_scoped_release release;
-  cpu::kernels().span_attention_backward({
-      .problem = problem_of(query, key, value, prefix_len, seq_len, start, cu_seqlens, scale, dropout_p, seed,
-                            threads),
-      .out = rows_of(out),
-      .lse = statistics_of(lse),
-      .grad_out = rows_of(grad_out),
-      .grad_lse = statistics_of(grad_lse),
-      .grad_query = rows_of(grad_query),
-      .grad_key = rows_of(grad_key),
-      .grad_value = rows_of(grad_value),
-      .workspace = static_cast<float*>(workspace.data),
-  });
+              View grad_value, View workspace, double scale, double dropout_p, uint64_t seed, Target target) {
+  run(target, cpu::kernels().span_attention_backward, cuda::kernels().span_attention_backward,
+      {
+          .problem = problem_of(query, key, value, prefix_len, seq_len, start, cu_seqlens, scale, dropout_p,
+                                seed, target),
+          .out = rows_of(out),
+          .lse = statistics_of(lse),
+          .grad_out = rows_of(grad_out),
+          .grad_lse = statistics_of(grad_lse),
+          .grad_query = rows_of(grad_query),
+          .grad_key = rows_of(grad_key),
+          .grad_value = rows_of(grad_value),
+          .workspace = static_cast<float*>(workspace.data),
+      });
 }
 
 int64_t workspace(bool backward, int64_t batch, int64_t heads, int64_t head_dim, int64_t rows, int64_t keys,
-                  bool packed) {
-  const cpu::Kernels& kernels = cpu::kernels();
+                  bool packed, Target target) {
+  const cuda::Kernels& kernels = cuda::kernels();
   const auto floats =
       backward ? kernels.span_attention_backward_workspace : kernels.span_attention_forward_workspace;
-  if (floats == nullptr) return 0;
+  if (!target.gpu || floats == nullptr) return 0;
   static const int64_t some = 0;  // only whether there are any is asked
   SpanAttention p = {};
   p.batch = batch;
@@ -125,12 +128,12 @@ int64_t workspace(bool backward, int64_t batch, int64_t heads, int64_t head_dim,
 void register_span_attention(py::module_& m) {
   m.def("span_attention_forward", &forward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
         "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a,
-        "threads"_a);
+        "target"_a);
   m.def("span_attention_backward", &backward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
         "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "grad_out"_a, "grad_lse"_a, "grad_query"_a, "grad_key"_a,
-        "grad_value"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a, "threads"_a);
+        "grad_value"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a, "target"_a);
   m.def("span_attention_workspace", &workspace, "backward"_a, "batch"_a, "heads"_a, "head_dim"_a, "rows"_a,
-        "keys"_a, "packed"_a, "Floats that the workspace must hold; 0: it takes none.");
+        "keys"_a, "packed"_a, "target"_a, "Floats that the workspace must hold; 0: it takes none.");
 }
 
 }  // namespace glm

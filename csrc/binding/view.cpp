@@ -4,15 +4,27 @@ namespace py = pybind11;
 
 namespace {
 
-// torch's dtype objects, looked up once. Leaked on purpose: they must outlive the interpreter's teardown of
-// this module.
-const py::object (&torch_dtypes())[5] {
-  static const auto* dtypes = [] {
+// What of torch is looked up once. Leaked on purpose: it must outlive the interpreter's teardown of this
+// module.
+struct Torch {
+  py::object tensor_type;
+  py::object dtypes[5];  // in the order of DType
+};
+
+const Torch& torch() {
+  static const Torch* found = [] {
     const py::module_ torch = py::module_::import("torch");
-    return new py::object[5]{torch.attr("float32"), torch.attr("float64"), torch.attr("bfloat16"),
-                             torch.attr("float16"), torch.attr("int64")};
+    return new Torch{torch.attr("Tensor"),
+                     {torch.attr("float32"), torch.attr("float64"), torch.attr("bfloat16"),
+                      torch.attr("float16"), torch.attr("int64")}};
   }();
-  return *reinterpret_cast<const py::object(*)[5]>(dtypes);
+  return *found;
+}
+
+// isinstance(source, torch.Tensor), without asking torch's metaclass, which is Python.
+bool is_tensor(const py::handle& source) {
+  return PyType_IsSubtype(Py_TYPE(source.ptr()),
+                          reinterpret_cast<PyTypeObject*>(torch().tensor_type.ptr())) != 0;
 }
 
 // Attribute names, made once: a lookup by an interned string is several times cheaper than by characters.
@@ -45,10 +57,10 @@ void read_integers(const py::handle& sequence, int rank, int64_t* out) {
 
 bool pybind11::detail::type_caster<glm::View>::load(handle source, bool) {
   if (source.is_none()) return true;
-  if (!PyObject_HasAttr(source.ptr(), names().data_ptr)) return false;
+  if (!is_tensor(source)) return false;
   const py::object dtype = checked(PyObject_GetAttr(source.ptr(), names().dtype));
   int code = 0;
-  for (const py::object& known : torch_dtypes()) {
+  for (const py::object& known : torch().dtypes) {
     if (dtype.is(known)) break;
     ++code;
   }

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include "core/dtype.h"
+#include "ops/matrix.h"
 
 namespace glm {
 
@@ -24,6 +25,7 @@ struct View {
     for (int d = 0; d < rank; ++d) count *= shape[d];
     return count;
   }
+  Matrix matrix() const { return {data, stride[0], stride[1]}; }
 };
 
 }  // namespace glm

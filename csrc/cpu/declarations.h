@@ -4,6 +4,7 @@
 #include "ops/dropout_add_layer_norm.h"
 #include "ops/embedding_2d.h"
 #include "ops/gelu_mlp.h"
+#include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/span_attention.h"
 
@@ -17,6 +18,8 @@ EmbeddingFault embedding_2d_forward(const Embedding2DForward&);
 EmbeddingFault embedding_2d_backward(const Embedding2DBackward&);
 void gelu_mlp_forward(const GeluMlpForward&);
 void gelu_mlp_backward(const GeluMlpBackward&);
+void linear_forward(const LinearForward&);
+void linear_backward(const LinearBackward&);
 void linear_cross_entropy(const LinearCrossEntropy&);
 void span_attention_forward(const SpanAttentionForward&);
 void span_attention_backward(const SpanAttentionBackward&);

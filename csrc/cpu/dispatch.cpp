@@ -15,6 +15,11 @@ namespace glm::cpu {
   namespace isa {                \
   extern const Kernels kKernels; \
   }
+#if defined(GLM_HAVE_AVX512BF16)
+namespace avx512bf16 {
+const Kernels& kernels();  // cpu/avx512bf16.cpp
+}
+#endif
 #if defined(GLM_HAVE_AVX512)
 GLM_DECLARE(avx512)
 #endif
@@ -42,11 +47,20 @@ bool has_f16c() {
 }
 #endif
 
+#if defined(GLM_HAVE_AVX512)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 std::vector<Candidate> candidates() {
   return {
+#if defined(GLM_HAVE_AVX512BF16)
+      {&avx512bf16::kernels(), has_avx512() && __builtin_cpu_supports("avx512bf16")},
+#endif
 #if defined(GLM_HAVE_AVX512)
-      {&avx512::kKernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+      {&avx512::kKernels, has_avx512()},
 #endif
 #if defined(GLM_HAVE_AVX2)
       {&avx2::kKernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()},

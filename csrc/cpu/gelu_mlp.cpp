@@ -8,23 +8,25 @@
 #include "cpu/declarations.h"
 #include "cpu/gelu_simd.h"
 #include "cpu/gemm.h"
+#include "cpu/matrix.h"
 #include "cpu/rows.h"
 
 namespace glm::cpu::GLM_ISA {
 namespace {
 
-static_assert(kGeluMlpGroupRows % kBlockRows == 0, "a group of rows is summed by one thread, in order");
+static_assert(kSumRows % kBlockRows == 0, "a group of rows is summed by one thread, in order");
 
-template <class C, Gelu kKind>
-void activate(C* values, int64_t count) {
-  for_columns<C>(0, count, [&](int64_t i, int some) {
-    store_as_some(values + i, gelu<kKind>(load_as_some(values + i, some)), some);
+template <class P, Gelu kKind>
+void activate(P* values, int64_t count) {
+  for_columns<P>(0, count, [&](int64_t i, int some) {
+    store_first(values + i, map_packed(load_first(values + i, some), [](auto v) { return gelu<kKind>(v); }),
+                some);
   });
 }
 
-template <class C>
+template <class T>
 auto activation(Gelu kind) {
-  return kind == Gelu::tanh ? activate<C, Gelu::tanh> : activate<C, Gelu::erf>;
+  return kind == Gelu::tanh ? activate<Packed<T>, Gelu::tanh> : activate<Packed<T>, Gelu::erf>;
 }
 
 // pre = C + bias, and post = gelu(pre).
@@ -56,7 +58,7 @@ struct StoreGradPre {
   const T* pre;
   T* grad_pre;
   int64_t hidden;
-  C* sums;  // [partials, hidden], or null
+  C* sums;  // [groups, hidden], or null
   Gelu kind;
 
   GLM_INLINE void prefetch(int64_t row, int64_t col, int rows, int cols) const {
@@ -72,8 +74,8 @@ struct StoreGradPre {
       store_as_some(grad_pre + at, v, count);
     });
     if (sums == nullptr) return;
-    C* sum = sums + row / kGeluMlpGroupRows * hidden + col;
-    const bool starts = row % kGeluMlpGroupRows == 0;
+    C* sum = sums + row / kSumRows * hidden + col;
+    const bool starts = row % kSumRows == 0;
     for (int c = 0; c < cols; c += kLanes<C>) {
       const int count = std::min(kLanes<C>, cols - c);
       Vec<C> total = starts ? Vec<C>{} : load_as_some(sum + c, count);
@@ -84,47 +86,7 @@ struct StoreGradPre {
 };
 
 template <class T>
-Operand<T> by_rows(const Matrix& m) {  // element (i, k) in row i
-  return {static_cast<const T*>(m.data), m.row_stride, m.col_stride};
-}
-
-template <class T>
-Operand<T> by_cols(const Matrix& m) {  // element (i, k) in row k
-  return {static_cast<const T*>(m.data), m.col_stride, m.row_stride};
-}
-
-template <class T>
-void sum_groups(const Compute<T>* sums, int64_t groups, int64_t cols, T* out) {
-  using C = Compute<T>;
-  for (int64_t c = 0; c < cols; c += kLanes<C>) {
-    const int count = static_cast<int>(std::min<int64_t>(kLanes<C>, cols - c));
-    Vec<C> total = {};
-    for (int64_t group = 0; group < groups; ++group) total += load_as_some(sums + group * cols + c, count);
-    store_as_some(out + c, total, count);
-  }
-}
-
-template <class T>
-void sum_rows(const Operand<T>& m, int64_t rows, int64_t cols, Compute<T>* sums, T* out, int threads) {
-  using C = Compute<T>;
-  const int64_t groups = gelu_mlp_partials(rows);
-  parallel_for(groups, threads, [&](int64_t group) {
-    C* sum = sums + group * cols;
-    const int64_t begin = group * kGeluMlpGroupRows, end = std::min(begin + kGeluMlpGroupRows, rows);
-    std::fill(sum, sum + cols, C(0));
-    for (int64_t n = begin; n < end; ++n) {
-      for (int64_t c = 0; c < cols; c += kLanes<C>) {
-        const int count = static_cast<int>(std::min<int64_t>(kLanes<C>, cols - c));
-        store_as_some(sum + c, load_as_some(sum + c, count) + m.template load<true>(n, c, count), count);
-      }
-    }
-  });
-  sum_groups<T>(sums, groups, cols, out);
-}
-
-template <class T>
 void forward(const GeluMlpForward& p) {
-  using C = Compute<T>;
   const auto& [dtype, kind, rows, width, hidden, width_out] = p.shape;
   const Store<T> store_pre = {static_cast<T*>(p.pre), hidden, static_cast<const T*>(p.b1)};
   if (p.post) {
@@ -139,7 +101,7 @@ void forward(const GeluMlpForward& p) {
     const Operand<T> post = {static_cast<const T*>(p.post), hidden, 1};
     gemm(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
   } else {
-    const Operand<T> post = {static_cast<const T*>(p.pre), hidden, 1, activation<C>(kind)};
+    const Operand<T> post = {static_cast<const T*>(p.pre), hidden, 1, activation<T>(kind)};
     gemm(rows, width_out, hidden, post, by_rows<T>(p.w2), store_y, p.threads);
   }
 }
@@ -159,14 +121,14 @@ void backward(const GeluMlpBackward& p) {
       const Operand<T> post = {static_cast<const T*>(p.post), 1, hidden};
       gemm(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
     } else {
-      const Operand<T> post = {pre, 1, hidden, activation<C>(kind)};
+      const Operand<T> post = {pre, 1, hidden, activation<T>(kind)};
       gemm(width_out, hidden, rows, by_cols<T>(p.grad_y), post, store, p.threads);
     }
   }
   if (!p.grad_x && !p.grad_w1 && !p.grad_b1) return;
   const StoreGradPre<T> store = {pre, grad_pre, hidden, p.grad_b1 ? sums : nullptr, kind};
   gemm(rows, hidden, width_out, by_rows<T>(p.grad_y), by_cols<T>(p.w2), store, p.threads);
-  if (p.grad_b1) sum_groups<T>(sums, gelu_mlp_partials(rows), hidden, static_cast<T*>(p.grad_b1));
+  if (p.grad_b1) add_groups<T>(sums, sum_groups(rows), hidden, static_cast<T*>(p.grad_b1));
   if (p.grad_x) {
     const Store<T> store_x = {static_cast<T*>(p.grad_x), width};
     gemm(rows, width, hidden, Operand<T>{grad_pre, hidden, 1}, by_cols<T>(p.w1), store_x, p.threads);
@@ -180,11 +142,11 @@ void backward(const GeluMlpBackward& p) {
 }  // namespace
 
 void gelu_mlp_forward(const GeluMlpForward& p) {
-  visit_floating(p.shape.dtype, [&]<class T>(Type<T>) { forward<T>(p); });
+  visit_storage(p.shape.dtype, [&]<class T>(Type<T>) { forward<T>(p); });
 }
 
 void gelu_mlp_backward(const GeluMlpBackward& p) {
-  visit_floating(p.shape.dtype, [&]<class T>(Type<T>) { backward<T>(p); });
+  visit_storage(p.shape.dtype, [&]<class T>(Type<T>) { backward<T>(p); });
 }
 
 }  // namespace glm::cpu::GLM_ISA

@@ -10,15 +10,17 @@
 //   epilogue(tile, row, col, rows, cols)          Tile<C>&; only the first rows x cols of its elements exist
 //   epilogue.prefetch(row, col, rows, cols)       just before that tile's last chain
 //
-// An element is a sum, in order, of chains of fma over kDepthBlock values of k, however the blocks are cut:
-// an error that grows with the number of chains, not with the depth. The tiles of one block (kBlockRows x
-// kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by column of tiles, rows
-// ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and are the same bits for
-// every thread count.
+// An element is a sum, in order, of chains of multiply-adds over kDepthBlock steps of k (with up to kTileRows
+// rows: the sum of a chain per lane), however the blocks are cut: an error that grows with the number of
+// chains, not with the depth. A step is one k, or a pair of them (cpu/packed.h). The tiles of one block
+// (kBlockRows x kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by column of
+// tiles, rows ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and are the
+// same bits for every thread count.
 #pragma once
 
 #include <algorithm>
 
+#include "cpu/dot.h"
 #include "cpu/microkernel.h"
 #include "cpu/pack.h"
 #include "cpu/parallel.h"
@@ -33,31 +35,42 @@ using GemmTile = Tile<C, kTileRows, kTileVectors>;
 inline constexpr int64_t kBlockRows = 384;
 template <class C>
 inline constexpr int64_t kBlockCols = 128 / kTileCols<C> * kTileCols<C>;
-inline constexpr int64_t kDepthBlock = 256;              // x kTileCols: a panel of b that stays in L1
-inline constexpr int64_t kMaxDepth = 4096;               // packed at a time
-inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // elements of an operand that are packed at a time
+inline constexpr int64_t kDepthBlock = 256;              // steps; x kTileCols: a panel of b that stays in L1
+inline constexpr int64_t kMaxDepth = 4096;               // steps that are packed at a time
+inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // of an operand: rows or columns x steps
 inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
+inline constexpr int64_t kDotMinDepth = 256;             // below, sums over lanes cost more than packing
 static_assert(kBlockRows % kTileRows == 0);
 
-// tile = or += a b, one chain; both panels packed, `depth` long.
-template <class C>
-[[gnu::noinline]] void multiply_tile(int64_t depth, const C* a, const C* b, bool add, GemmTile<C>& tile) {
-  GemmTile<C> chain;
-  chain.clear();
-  chain.accumulate(depth, a, 1, kTileRows, b, kTileCols<C>);
-  if (add) chain.add(tile);
-  tile = chain;
+// tile = or += a b, one chain; both panels packed, `steps` long. Of a tile with few rows, only a third or two
+// are computed.
+template <class P, class C = SumOf<P>>
+[[gnu::noinline]] void multiply_tile(int64_t steps, const P* a, const P* b, bool add, int rows,
+                                     GemmTile<C>& tile) {
+  const auto multiply = [&]<int kRows>(std::integral_constant<int, kRows>) {
+    Tile<C, kRows, kTileVectors> chain;
+    chain.clear();
+    chain.accumulate(steps, a, 1, kTileRows, b, kTileCols<C>);
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kTileVectors; ++v)
+        tile.at[r][v] = add ? tile.at[r][v] + chain.at[r][v] : chain.at[r][v];
+    }
+  };
+  constexpr int kThird = (kTileRows + 2) / 3;
+  if (rows <= kThird) return multiply(std::integral_constant<int, kThird>{});
+  if (rows <= 2 * kThird) return multiply(std::integral_constant<int, 2 * kThird>{});
+  multiply(std::integral_constant<int, kTileRows>{});
 }
 
-// A block of C: panels of a and b with `depth` of k. `tiles` keeps its sums between slices of the depth, and
+// A block of C: panels of a and b with `steps` of k. `tiles` keeps its sums between slices of the depth, and
 // from one call to the next: `first` starts them, `last` finishes them.
-template <class C, class Epilogue>
-[[gnu::noinline]] void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t depth,
-                                      const C* a, const C* b, GemmTile<C>* tiles, bool first, bool last,
+template <class P, class Epilogue, class C = SumOf<P>>
+[[gnu::noinline]] void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t steps,
+                                      const P* a, const P* b, GemmTile<C>* tiles, bool first, bool last,
                                       const Epilogue& epilogue) {
-  const int64_t slices = std::max<int64_t>(ceil_div(depth, kDepthBlock), 1);
+  const int64_t slices = std::max<int64_t>(ceil_div(steps, kDepthBlock), 1);
   for (int64_t slice = 0; slice < slices; ++slice) {
-    const int64_t k = slice * kDepthBlock, count = std::min(kDepthBlock, depth - k);
+    const int64_t step = slice * kDepthBlock, count = std::min(kDepthBlock, steps - step);
     GemmTile<C>* tile = tiles;
     for (int64_t j = 0; j < cols; j += kTileCols<C>) {
       for (int64_t i = 0; i < rows; i += kTileRows, ++tile) {
@@ -65,8 +78,8 @@ template <class C, class Epilogue>
         const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j));
         const bool finish = last && slice == slices - 1;
         if (finish) epilogue.prefetch(row0 + i, col0 + j, tile_rows, tile_cols);
-        multiply_tile<C>(count, a + i * depth + k * kTileRows, b + j * depth + k * kTileCols<C>,
-                         !first || slice > 0, *tile);
+        multiply_tile(count, a + i * steps + step * kTileRows, b + j * steps + step * kTileCols<C>,
+                      !first || slice > 0, tile_rows, *tile);
         if (finish) epilogue(*tile, row0 + i, col0 + j, tile_rows, tile_cols);
       }
     }
@@ -79,17 +92,86 @@ inline int64_t part_size(int64_t size, int64_t limit, int64_t unit) {
   return ceil_div(ceil_div(size, parts), unit) * unit;
 }
 
+// At most kBlockRows rows: a copy of b in memory would cost more than it saves. Each block of columns packs
+// its own slices of b, which never leave the core's L2.
+template <class T, class Epilogue>
+void gemm_few_rows(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
+                   const Epilogue& epilogue, int threads) {
+  using C = Compute<T>;
+  using P = Packed<T>;
+  constexpr int64_t kPanels = kBlockCols<C> / kTileCols<C>, kDepthSlice = kDepthBlock * kPerStep<P>;
+  const int64_t row_panels = ceil_div(rows, kTileRows);
+  const int64_t slices = std::max<int64_t>(ceil_div(depth, kDepthSlice), 1);
+  const int64_t a_slice = row_panels * kTileRows * kDepthBlock;
+  P* packed_a = workspace<P>(Slot::lhs, slices * a_slice);
+  parallel_for(slices, threads, [&](int64_t slice) {
+    const int64_t k = slice * kDepthSlice;
+    pack_panels<kTileRows>(a, 0, rows, 0, row_panels, k, std::min(kDepthSlice, depth - k),
+                           packed_a + slice * a_slice);
+  });
+  parallel_for(ceil_div(cols, kBlockCols<C>), threads, [&](int64_t task) {
+    const int64_t col0 = task * kBlockCols<C>, part_cols = std::min(kBlockCols<C>, cols - col0);
+    P* packed_b = workspace<P>(Slot::rhs, kBlockCols<C> * kDepthBlock);
+    auto* tiles = workspace<GemmTile<C>>(Slot::tiles, row_panels * kPanels);
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const int64_t k = slice * kDepthSlice, count = std::min(kDepthSlice, depth - k);
+      pack_panels<kTileCols<C>>(b, col0, part_cols, 0, kPanels, k, count, packed_b);
+      multiply_block(0, rows, col0, part_cols, steps_of<P>(count), packed_a + slice * a_slice, packed_b,
+                     tiles, slice == 0, slice == slices - 1, epilogue);
+    }
+  });
+}
+
+// At most kTileRows rows, and b contiguous along k, as when a token at a time meets a linear layer: nothing
+// is packed but a, and b is read once.
+template <class T, class Epilogue>
+void gemm_dot(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
+              const Epilogue& epilogue, int threads) {
+  using C = Compute<T>;
+  using P = Packed<T>;
+  constexpr int kDotCols = kTileCols<C> % 4 == 0 ? 4 : 2;
+  constexpr int kWhole = kPerStep<P> * kLanes<P>;
+  const int64_t a_stride = ceil_div(depth, kWhole) * kLanes<P>;
+  P* packed_a = workspace<P>(Slot::lhs, rows * a_stride);
+  pack_rows(a, rows, depth, packed_a, a_stride);
+  parallel_for(ceil_div(cols, kBlockCols<C>), threads, [&](int64_t task) {
+    const int64_t end = std::min((task + 1) * kBlockCols<C>, cols);
+    for (int64_t col0 = task * kBlockCols<C>; col0 < end; col0 += kTileCols<C>) {
+      const int tile_rows = static_cast<int>(rows);
+      const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, end - col0));
+      epilogue.prefetch(0, col0, tile_rows, tile_cols);
+      C dots[kTileRows * kTileCols<C>] = {};
+      for (int j = 0; j < tile_cols; j += kDotCols) {
+        const T* b_cols[kDotCols];
+        for (int c = 0; c < kDotCols; ++c) b_cols[c] = b.data + std::min(col0 + j + c, end - 1) * b.stride;
+        dot_products_rows(rows, depth, packed_a, a_stride, b_cols, dots + j, kTileCols<C>);
+      }
+      GemmTile<C> tile;
+      for (int r = 0; r < kTileRows; ++r) {
+        for (int v = 0; v < kTileVectors; ++v) tile.at[r][v] = load(dots + r * kTileCols<C> + v * kLanes<C>);
+      }
+      epilogue(tile, 0, col0, tile_rows, tile_cols);
+    }
+  });
+}
+
 template <class T, class Epilogue>
 void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
           const Epilogue& epilogue, int threads) {
   using C = Compute<T>;
+  using P = Packed<T>;
   if (rows <= 0 || cols <= 0) return;
+  if (rows <= kTileRows && depth >= kDotMinDepth && b.depth_stride == 1 && !b.function)
+    return gemm_dot(rows, cols, depth, a, b, epilogue, threads);
+  const int64_t steps = steps_of<P>(depth);
+  if (rows <= kBlockRows && steps <= kMaxDepth)
+    return gemm_few_rows(rows, cols, depth, a, b, epilogue, threads);
   constexpr int64_t kTilesPerBlock = kBlockRows / kTileRows * (kBlockCols<C> / kTileCols<C>);
   constexpr int64_t kRowRun = kPackRun / kTileRows, kColRun = kPackRun / kTileCols<C>;  // panels
-  const int64_t depth_part = depth <= kMaxDepth ? std::max<int64_t>(depth, 1) : kMaxDepth / 2;
-  const int64_t row_part = part_size(rows, kPackedMax / depth_part, kBlockRows);
-  const int64_t col_part = part_size(cols, kPackedMax / depth_part, kBlockCols<C>);
-  const bool one_pass = depth <= depth_part;
+  const int64_t steps_part = steps <= kMaxDepth ? std::max<int64_t>(steps, 1) : kMaxDepth / 2;
+  const int64_t row_part = part_size(rows, kPackedMax / steps_part, kBlockRows);
+  const int64_t col_part = part_size(cols, kPackedMax / steps_part, kBlockCols<C>);
+  const bool one_pass = steps <= steps_part;
 
   for (int64_t col0 = 0; col0 < cols; col0 += col_part) {
     const int64_t part_cols = std::min(col_part, cols - col0);
@@ -99,13 +181,14 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const 
                     col_blocks = ceil_div(part_cols, kBlockCols<C>);
       GemmTile<C>* sums =
           one_pass ? nullptr : workspace<GemmTile<C>>(Slot::sums, row_blocks * col_blocks * kTilesPerBlock);
-      int64_t k0 = 0;
+      int64_t step0 = 0;
       do {
-        const int64_t part_depth = std::min(depth_part, depth - k0);
+        const int64_t part_steps = std::min(steps_part, steps - step0);
+        const int64_t k0 = step0 * kPerStep<P>, part_depth = std::min(part_steps * kPerStep<P>, depth - k0);
         const int64_t row_panels = ceil_div(part_rows, kTileRows),
                       col_panels = ceil_div(part_cols, kTileCols<C>);
-        C* packed_a = workspace<C>(Slot::lhs, row_panels * kTileRows * part_depth);
-        C* packed_b = workspace<C>(Slot::rhs, col_panels * kTileCols<C> * part_depth);
+        P* packed_a = workspace<P>(Slot::lhs, row_panels * kTileRows * part_steps);
+        P* packed_b = workspace<P>(Slot::rhs, col_panels * kTileCols<C> * part_steps);
         const int64_t row_tasks = ceil_div(row_panels, kRowRun);
         // b is packed with the first rows only, when the whole depth is.
         const int64_t col_tasks = one_pass && row0 > 0 ? 0 : ceil_div(col_panels, kColRun);
@@ -121,12 +204,12 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const 
           const int64_t i = task / col_blocks * kBlockRows, j = task % col_blocks * kBlockCols<C>;
           GemmTile<C>* tiles =
               one_pass ? workspace<GemmTile<C>>(Slot::tiles, kTilesPerBlock) : sums + task * kTilesPerBlock;
-          multiply_block<C>(row0 + i, std::min(kBlockRows, part_rows - i), col0 + j,
-                            std::min(kBlockCols<C>, part_cols - j), part_depth, packed_a + i * part_depth,
-                            packed_b + j * part_depth, tiles, k0 == 0, k0 + part_depth >= depth, epilogue);
+          multiply_block(row0 + i, std::min(kBlockRows, part_rows - i), col0 + j,
+                         std::min(kBlockCols<C>, part_cols - j), part_steps, packed_a + i * part_steps,
+                         packed_b + j * part_steps, tiles, step0 == 0, step0 + part_steps >= steps, epilogue);
         });
-        k0 += part_depth;
-      } while (k0 < depth);
+        step0 += part_steps;
+      } while (step0 < steps);
     }
   }
 }

@@ -18,11 +18,11 @@ const Kernels kKernels = {
     .embedding_2d_backward = embedding_2d_backward,
     .gelu_mlp_forward = gelu_mlp_forward,
     .gelu_mlp_backward = gelu_mlp_backward,
+    .linear_forward = linear_forward,
+    .linear_backward = linear_backward,
     .linear_cross_entropy = linear_cross_entropy,
     .span_attention_forward = span_attention_forward,
     .span_attention_backward = span_attention_backward,
-    .span_attention_forward_workspace = nullptr,
-    .span_attention_backward_workspace = nullptr,
 };
 
 }  // namespace glm::cpu::GLM_ISA

@@ -8,6 +8,7 @@
 #include "ops/dropout_add_layer_norm.h"
 #include "ops/embedding_2d.h"
 #include "ops/gelu_mlp.h"
+#include "ops/linear.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/span_attention.h"
 
@@ -22,12 +23,11 @@ struct Kernels {
   EmbeddingFault (*embedding_2d_backward)(const Embedding2DBackward&);
   void (*gelu_mlp_forward)(const GeluMlpForward&);
   void (*gelu_mlp_backward)(const GeluMlpBackward&);
+  void (*linear_forward)(const LinearForward&);
+  void (*linear_backward)(const LinearBackward&);
   void (*linear_cross_entropy)(const LinearCrossEntropy&);
   void (*span_attention_forward)(const SpanAttentionForward&);
   void (*span_attention_backward)(const SpanAttentionBackward&);
-  // Floats of workspace; null: none.
-  int64_t (*span_attention_forward_workspace)(const SpanAttention&);
-  int64_t (*span_attention_backward_workspace)(const SpanAttention&);
 };
 
 // The table in force: the best instruction set that this machine supports, or the one that GLM_FORCE_ISA

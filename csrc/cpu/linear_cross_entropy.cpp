@@ -31,9 +31,9 @@ using Plan = LinearCrossEntropyPlan;
 static_assert(Plan::kUnit % kTileRows == 0 && Plan::kUnit % kTileCols<float> == 0);
 
 // c[kRows][cols] = or += a b, `cols` (at most a tile's) of them. b's tile is whole.
-template <class C, int kRows>
-[[gnu::noinline]] void multiply(int64_t depth, const C* a, int64_t a_stride, int64_t a_depth_stride,
-                                const C* b, int64_t b_stride, C* c, int64_t c_stride, int64_t cols,
+template <class P, int kRows, class C = SumOf<P>>
+[[gnu::noinline]] void multiply(int64_t steps, const P* a, int64_t a_stride, int64_t a_step_stride,
+                                const P* b, int64_t b_stride, C* c, int64_t c_stride, int64_t cols,
                                 bool add) {
   Tile<C, kRows, kTileVectors> tile;
   const auto for_vectors = [&](const auto& body) {
@@ -46,42 +46,50 @@ template <class C, int kRows>
   };
   tile.clear();
   if (add) for_vectors([](Vec<C>& sum, const C* p, int count) { sum = load_as_some(p, count); });
-  tile.accumulate(depth, a, a_stride, a_depth_stride, b, b_stride);
+  tile.accumulate(steps, a, a_stride, a_step_stride, b, b_stride);
   for_vectors([](const Vec<C>& sum, C* p, int count) { store_as_some(p, sum, count); });
 }
 
 // Calls body(r, multiply) for groups of [0, rows): whole tiles, then single rows.
-template <class C, class Body>
+template <class P, class Body>
 GLM_INLINE void for_row_groups(int64_t rows, const Body& body) {
   int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) body(r, multiply<C, kTileRows>);
-  for (; r < rows; ++r) body(r, multiply<C, 1>);
+  for (; r + kTileRows <= rows; r += kTileRows) body(r, multiply<P, kTileRows>);
+  for (; r < rows; ++r) body(r, multiply<P, 1>);
 }
 
-// `count` elements of storage type T from `begin` on.
-template <class T>
-void widen(const void* from, int64_t begin, int64_t count, Compute<T>* to) {
+// `count` elements of storage type T from `begin` on, as S: the same, or widened.
+template <class T, class S>
+void widen(const void* from, int64_t begin, int64_t count, S* to) {
   const T* p = static_cast<const T*>(from) + begin;
-  for (int64_t i = 0; i < count; i += kLanes<Compute<T>>) {
-    const int some = static_cast<int>(std::min<int64_t>(kLanes<Compute<T>>, count - i));
-    store_as_some(to + i, load_as_some(p + i, some), some);
+  if constexpr (std::is_same_v<T, S>) {
+    std::copy_n(p, count, to);
+  } else {
+    for (int64_t i = 0; i < count; i += kLanes<S>) {
+      const int some = static_cast<int>(std::min<int64_t>(kLanes<S>, count - i));
+      store_as_some(to + i, load_as_some(p + i, some), some);
+    }
   }
 }
 
-template <class C>
+// S: what hidden and W are stored as while they are multiplied. Compute<T>, or T where there are products of
+// it.
+template <class S>
 class Run {
  public:
-  using Widen = void (*)(const void*, int64_t, int64_t, C*);
+  using C = Compute<S>;
+  using P = Packed<S>;
+  using Widen = void (*)(const void*, int64_t, int64_t, S*);
 
   Run(const LinearCrossEntropy& p, Widen widen, bool widening)
       : p_(p),
         widen_(widen),
-        in_place_(!widening && p.width % kTileCols<C> == 0 && p.width * sizeof(C) % 4096 != 0),
+        in_place_(!widening && readable_in_place(p)),
         plan_(p.rows, p.width, p.vocab),
         logits_(static_cast<C*>(p.workspace)),
-        hidden_(logits_ + p.vocab * plan_.padded_rows),
-        panels_(hidden_ + plan_.padded_width * plan_.padded_rows),
-        grads_(panels_ + plan_.padded_width * plan_.padded_rows),
+        hidden_(reinterpret_cast<S*>(logits_ + p.vocab * plan_.padded_rows)),
+        panels_(reinterpret_cast<P*>(logits_ + (p.vocab + plan_.padded_width) * plan_.padded_rows)),
+        grads_(logits_ + (p.vocab + 2 * plan_.padded_width) * plan_.padded_rows),
         statistics_(grads_ + plan_.slices * plan_.padded_width * plan_.padded_rows) {}
 
   void operator()() {
@@ -127,7 +135,7 @@ class Run {
     }
     columns_ =
         Plan::round_up(Plan::round_up(count_, kTileRows), kTileCols<C>);  // whole tiles for either side
-    std::fill(hidden_ + count_ * p_.width, hidden_ + columns_ * p_.width, C(0));
+    std::fill(hidden_ + count_ * p_.width, hidden_ + columns_ * p_.width, S{});
     return count_ > 0;
   }
 
@@ -145,22 +153,48 @@ class Run {
     });
   }
 
+  // Whole steps of P, and for the last product, where W is the vector side, whole tiles, which pairs are
+  // packed into anyway; and no distance that sends a column of W to one set of the cache.
+  static bool readable_in_place(const LinearCrossEntropy& p) {
+    constexpr int64_t kUnit = kIsPair<P> ? kPerStep<P> : kTileCols<C>;
+    return p.width % kUnit == 0 && p.width * sizeof(S) % 4096 != 0 &&
+           reinterpret_cast<uintptr_t>(p.weight) % sizeof(P) == 0;
+  }
+
   struct Rows {
-    const C* data;
+    const S* data;
     int64_t stride;
   };
 
-  // Rows [v, v + count) of W: as they lie, or widened; then also padded with zeros to whole tiles, at a
-  // distance that does not send a column to one set of the cache.
+  // Rows [v, v + count) of W: as they lie, or widened; then also padded with zeros to whole tiles.
   Rows weight_rows(int64_t v, int64_t count) const {
-    if (in_place_) return {static_cast<const C*>(p_.weight) + v * p_.width, p_.width};
-    const int64_t stride = plan_.padded_width + 16;
-    C* rows = workspace<C>(Slot::op, static_cast<size_t>(count * stride));
+    if (in_place_) return {static_cast<const S*>(p_.weight) + v * p_.width, p_.width};
+    const int64_t stride = plan_.padded_width + 64 / static_cast<int64_t>(sizeof(S));
+    S* rows = workspace<S>(Slot::op, static_cast<size_t>(count * stride));
     for (int64_t r = 0; r < count; ++r) {
       widen_(p_.weight, (v + r) * p_.width, p_.width, rows + r * stride);
-      std::fill(rows + r * stride + p_.width, rows + r * stride + plan_.padded_width, C(0));
+      std::fill(rows + r * stride + p_.width, rows + r * stride + plan_.padded_width, S{});
     }
     return {rows, stride};
+  }
+
+  // The same as the vector side: column e begins at data + e * panel_stride, a step is `stride` on.
+  struct Columns {
+    const P* data;
+    int64_t panel_stride, stride;
+  };
+
+  Columns weight_columns(int64_t v, int64_t count) const {
+    const Rows w = weight_rows(v, count);
+    if constexpr (kIsPair<P>) {
+      constexpr int kCols = kTileCols<C>;
+      const int64_t panels = ceil_div(p_.width, kCols), steps = steps_of<P>(count);
+      P* packed = workspace<P>(Slot::rhs, static_cast<size_t>(panels * kCols * steps));
+      pack_panels<kCols>(Operand<S>{w.data, 1, w.stride}, 0, p_.width, 0, panels, 0, count, packed);
+      return {packed, steps, kCols};
+    } else {
+      return {w.data, 1, w.stride};
+    }
   }
 
   C* logits(int64_t v) const { return logits_ + v * plan_.padded_rows; }
@@ -172,14 +206,15 @@ class Run {
 
   void first_pass() {
     constexpr int kCols = kTileCols<C>;
-    pack_panels<kCols>(Operand<C>{hidden_, p_.width, 1}, 0, columns_, 0, columns_ / kCols, 0, p_.width,
+    const int64_t steps = steps_of<P>(p_.width);
+    pack_panels<kCols>(Operand<S>{hidden_, p_.width, 1}, 0, columns_, 0, columns_ / kCols, 0, p_.width,
                        panels_);
     for_blocks([&](int64_t slice, int64_t begin, int64_t v, int64_t count) {
       const Rows w = weight_rows(v, count);
-      for_row_groups<C>(count, [&](int64_t r, auto multiply) {
+      for_row_groups<P>(count, [&](int64_t r, auto multiply) {
         for (int64_t n = 0; n < columns_; n += kCols)
-          multiply(p_.width, w.data + r * w.stride, w.stride, 1, panels_ + n * p_.width, kCols,
-                   logits(v + r) + n, plan_.padded_rows, kCols, false);
+          multiply(steps, reinterpret_cast<const P*>(w.data + r * w.stride), w.stride / kPerStep<P>, 1,
+                   panels_ + n * steps, kCols, logits(v + r) + n, plan_.padded_rows, kCols, false);
       });
       add_statistics(slice, v == begin, v, count);
     });
@@ -234,11 +269,12 @@ class Run {
   void second_pass() {
     constexpr int kCols = kTileCols<C>;
     const int64_t width_panels = ceil_div(p_.width, kCols);
-    pack_panels<kCols>(Operand<C>{hidden_, 1, p_.width}, 0, p_.width, 0, width_panels, 0, count_, panels_);
+    pack_panels<kCols>(Operand<S>{hidden_, 1, p_.width}, 0, p_.width, 0, width_panels, 0, count_, panels_);
     for_blocks([&](int64_t slice, int64_t begin, int64_t v, int64_t count) {
       differentiate(v, count);
-      if (p_.grad_weight) add_weight_gradient(v, count);
-      if (p_.grad_hidden) add_hidden_gradient(slice, v == begin, v, count);
+      const GradLogits z = grad_logits(v, count);
+      if (p_.grad_weight) add_weight_gradient(z, v, count);
+      if (p_.grad_hidden) add_hidden_gradient(z, slice, v == begin, v, count);
     });
     if (!p_.grad_hidden) return;
     parallel_for(count_, p_.threads, [&](int64_t i) {
@@ -266,27 +302,56 @@ class Run {
     }
   }
 
+  // A block of logits that are their own gradient, as the two products read it: in steps along the rows of
+  // hidden, [count, steps]; and in steps along the vocabulary, [steps, padded_rows].
+  struct GradLogits {
+    const P *by_word, *by_row;
+    int64_t word_stride, row_stride;
+  };
+
+  GradLogits grad_logits(int64_t v, int64_t count) const {
+    const int64_t padded_rows = plan_.padded_rows;
+    if constexpr (kIsPair<P>) {
+      S* by_word = workspace<S>(Slot::lhs, static_cast<size_t>(2 * (count + 1) * padded_rows));
+      P* by_row = reinterpret_cast<P*>(by_word + (count + count % 2) * padded_rows);
+      for (int64_t r = 0; r < count; r += 2) {
+        for (int64_t n = 0; n < columns_; n += kLanes<C>) {
+          const Vec<P> bits = round_to_bits(load(logits(v + r) + n));
+          const Vec<P> next = r + 1 < count ? round_to_bits(load(logits(v + r + 1) + n)) : Vec<P>{};
+          store_bits(by_word + r * padded_rows + n, bits);
+          store_bits(by_word + (r + 1) * padded_rows + n, next);
+          store(by_row + r / 2 * padded_rows + n, join(bits, next));
+        }
+      }
+      return {reinterpret_cast<P*>(by_word), by_row, padded_rows / 2, padded_rows};
+    } else {
+      return {logits(v), logits(v), padded_rows, padded_rows};
+    }
+  }
+
   // The first chunk writes, so no pass of zeros comes before it.
-  void add_weight_gradient(int64_t v, int64_t count) const {
+  void add_weight_gradient(const GradLogits& z, int64_t v, int64_t count) const {
     constexpr int kCols = kTileCols<C>;
-    for_row_groups<C>(count, [&](int64_t r, auto multiply) {
+    const int64_t steps = steps_of<P>(count_);
+    for_row_groups<P>(count, [&](int64_t r, auto multiply) {
       C* out = static_cast<C*>(p_.grad_weight) + (v + r) * p_.width;
       for (int64_t e = 0; e < p_.width; e += kCols) {
         const int64_t ahead = std::min<int64_t>(e + kCols, p_.width - 1);
         for (int64_t i = 0; i < std::min<int64_t>(kTileRows, count - r); ++i)
           __builtin_prefetch(out + i * p_.width + ahead, 1);
-        multiply(count_, logits(v + r), plan_.padded_rows, 1, panels_ + e * count_, kCols, out + e, p_.width,
-                 std::min<int64_t>(kCols, p_.width - e), !first_chunk_);
+        multiply(steps, z.by_word + r * z.word_stride, z.word_stride, 1, panels_ + e * steps, kCols, out + e,
+                 p_.width, std::min<int64_t>(kCols, p_.width - e), !first_chunk_);
       }
     });
   }
 
-  void add_hidden_gradient(int64_t slice, bool start, int64_t v, int64_t count) const {
+  void add_hidden_gradient(const GradLogits& z, int64_t slice, bool start, int64_t v, int64_t count) const {
     constexpr int kCols = kTileCols<C>;
-    const Rows w = weight_rows(v, count);
+    const int64_t steps = steps_of<P>(count);
+    const Columns w = weight_columns(v, count);
     for (int64_t e = 0; e < p_.width; e += kCols) {
       for (int64_t n = 0; n < count_; n += kTileRows)
-        multiply<C, kTileRows>(count, logits(v) + n, 1, plan_.padded_rows, w.data + e, w.stride,
+        multiply<P, kTileRows>(steps, z.by_row + n, 1, z.row_stride, w.data + e * w.panel_stride, w.stride,
                                grad_slice(slice) + n * plan_.padded_width + e, plan_.padded_width, kCols,
                                !start);
     }
@@ -297,8 +362,8 @@ class Run {
   const bool in_place_;  // W is read where it lies
   const Plan plan_;
   C* const logits_;      // [V, padded_rows]
-  C* const hidden_;      // [padded_rows, E] the chunk's rows, widened, zeros after the last
-  C* const panels_;      // the same in panels of kTileCols rows, then of kTileCols columns
+  S* const hidden_;      // [padded_rows, E] the chunk's rows, zeros after the last
+  P* const panels_;      // the same in panels of kTileCols rows, then of kTileCols columns
   C* const grads_;       // [slices, padded_rows, padded_width]
   C* const statistics_;  // [slices, 3, padded_rows]
   bool first_chunk_ = true;
@@ -313,9 +378,9 @@ class Run {
 }  // namespace
 
 void linear_cross_entropy(const LinearCrossEntropy& p) {
-  visit_floating(p.dtype, [&]<class T>(Type<T>) {
-    using C = Compute<T>;
-    Run<C>(p, widen<T>, !std::is_same_v<T, C>)();
+  visit_storage(p.dtype, [&]<class T>(Type<T>) {
+    using S = std::conditional_t<kIsPair<Packed<T>>, T, Compute<T>>;
+    Run<S>(p, widen<T, S>, !std::is_same_v<T, S>)();
   });
 }
 

@@ -8,7 +8,7 @@
 // depend on how work is cut.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/packed.h"
 
 namespace glm::cpu::GLM_ISA {
 
@@ -46,21 +46,24 @@ struct Tile {
     }
   }
 
-  // += A B over `depth` steps. a advances by k_stride a step, b by one panel row.
-  GLM_INLINE void accumulate(int64_t depth, const C* a, int64_t row_stride, int64_t k_stride, const C* b,
+  // += A B over `steps` (cpu/packed.h: C itself, or pairs of bf16). a advances by step_stride a step, b by
+  // one panel row.
+  template <class P>
+  GLM_INLINE void accumulate(int64_t steps, const P* a, int64_t row_stride, int64_t step_stride, const P* b,
                              int64_t b_stride) {
+    static_assert(std::is_same_v<SumOf<P>, C>);
     Tile sum = *this;  // a local copy is what the compiler keeps in registers
-    for (int64_t k = 0; k < depth; ++k) {
-      Vec<C> row_b[kVectors];
+    for (int64_t step = 0; step < steps; ++step) {
+      Vec<P> row_b[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) row_b[v] = load(b + v * kLanes<C>);
+      for (int v = 0; v < kVectors; ++v) row_b[v] = load(b + v * kLanes<P>);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const Vec<C> value = broadcast(a[r * row_stride]);
+        const Vec<P> value = broadcast(a[r * row_stride]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum.at[r][v] = fma(value, row_b[v], sum.at[r][v]);
+        for (int v = 0; v < kVectors; ++v) sum.at[r][v] = multiply_add(value, row_b[v], sum.at[r][v]);
       }
-      a += k_stride;
+      a += step_stride;
       b += b_stride;
     }
     *this = sum;

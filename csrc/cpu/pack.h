@@ -1,10 +1,11 @@
-// Operands of gemm.h, and their packing into panels: kWidth elements of the index i side by side, for each k.
+// Operands of gemm.h, and their packing into panels: kWidth elements of the index i side by side, for each k,
+// or each pair of k (cpu/packed.h).
 #pragma once
 
 #include <algorithm>
 #include <utility>
 
-#include "cpu/simd.h"
+#include "cpu/packed.h"
 
 namespace glm::cpu::GLM_ISA {
 
@@ -16,7 +17,7 @@ struct Operand {
   const T* data;
   int64_t stride, depth_stride;
   // Of each element, null or applied in place to what was packed; 0 must stay 0.
-  void (*function)(Compute<T>* values, int64_t count) = nullptr;
+  void (*function)(Packed<T>* values, int64_t count) = nullptr;
 
   // `count` elements from (i, k) along k or along i, the other lanes zero.
   template <bool kAlongDepth>
@@ -27,6 +28,29 @@ struct Operand {
     Compute<T> lanes[kLanes<Compute<T>>] = {};
     for (int n = 0; n < count; ++n) lanes[n] = load_one(p + n * step);
     return glm::cpu::GLM_ISA::load(lanes);
+  }
+
+  // Steps of P, along the sum or along i: what `elements` of k from k on are to be packed as, `count` of i.
+  template <class P, bool kAlongDepth>
+  GLM_INLINE Vec<P> load_packed(int64_t i, int64_t k, int elements, int count) const {
+    if constexpr (!kIsPair<P>) {
+      return load<kAlongDepth>(i, k, kAlongDepth ? elements : count);
+    } else if constexpr (kAlongDepth) {
+      const T* p = data + i * stride + k * depth_stride;
+      if (depth_stride == 1) return load_steps<P>(p, elements);
+      T lanes[kPerStep<P> * kLanes<P>] = {};
+      for (int n = 0; n < elements; ++n) lanes[n] = p[n * depth_stride];
+      return load_steps<P>(lanes, kPerStep<P> * kLanes<P>);
+    } else {
+      const T* p = data + i * stride + k * depth_stride;
+      const auto one = [&](const T* from) {
+        if (stride == 1) return load_bits(from, count);
+        Pair lanes[kLanes<Pair>] = {};
+        for (int n = 0; n < count; ++n) lanes[n] = from[n * stride].bits;
+        return glm::cpu::GLM_ISA::load(lanes);
+      };
+      return elements > 1 ? join(one(p), one(p + depth_stride)) : one(p);
+    }
   }
 };
 
@@ -60,59 +84,88 @@ GLM_INLINE void transpose(Vec<C> (&rows)[kLanes<C>]) {
   }
 }
 
-// Elements [first, first + valid) x [k, k + steps) of x into out[steps][kWidth]; steps <= kLanes. This is
-// lanes [kFirst, kFirst + kCount) of it: sizes that the compiler knows are worth a path of their own.
-template <int kWidth, int kFirst, bool kAlongDepth, class T, class C = Compute<T>>
-GLM_INLINE void pack_lanes(const Operand<T>& x, int64_t first, int valid, int64_t k, int steps, C* out) {
-  constexpr int kCount = std::min(kLanes<C>, kWidth - kFirst);
+// The steps of `depth` elements from k on, at most a vector of them, of elements [first, first + valid), into
+// out[steps][kWidth]. This is lanes [kFirst, kFirst + kCount) of it: sizes that the compiler knows are worth
+// a path of their own.
+template <int kWidth, int kFirst, bool kAlongDepth, class T, class P>
+GLM_INLINE void pack_lanes(const Operand<T>& x, int64_t first, int valid, int64_t k, int depth, P* out) {
+  constexpr int kCount = std::min(kLanes<P>, kWidth - kFirst);
+  const int steps = static_cast<int>(steps_of<P>(depth));
   first += kFirst, valid -= kFirst, out += kFirst;
+  const auto put = [&](int n, Vec<P> v) {
+    if constexpr (kCount == kLanes<P>) {
+      store(out + n * kWidth, v);
+    } else {
+      store_first(out + n * kWidth, v, kCount);
+    }
+  };
   if constexpr (kAlongDepth) {
-    Vec<C> rows[kLanes<C>];
-    for (int i = 0; i < kLanes<C>; ++i)
-      rows[i] = i < std::min(valid, kCount) ? x.template load<true>(first + i, k, steps) : Vec<C>{};
-    transpose<C>(rows);
-    for (int n = 0; n < steps; ++n) store_as_some(out + n * kWidth, rows[n], kCount);
-  } else if (valid >= kCount) {
-    for (int n = 0; n < steps; ++n)
-      store_as_some(out + n * kWidth, x.template load<false>(first, k + n, kCount), kCount);
+    constexpr int kAhead = 128 / sizeof(T);  // more rows than the processor's own prefetch follows
+    for (int i = 0; i < std::min(valid, kCount); ++i)
+      __builtin_prefetch(x.data + (first + i) * x.stride + k + kAhead);
+    Vec<P> rows[kLanes<P>];
+    for (int i = 0; i < kLanes<P>; ++i)
+      rows[i] =
+          i < std::min(valid, kCount) ? x.template load_packed<P, true>(first + i, k, depth, 1) : Vec<P>{};
+    transpose<P>(rows);
+    for (int n = 0; n < steps; ++n) put(n, rows[n]);
   } else {
-    for (int n = 0; n < steps; ++n)
-      store_as_some(out + n * kWidth, valid > 0 ? x.template load<false>(first, k + n, valid) : Vec<C>{},
-                    kCount);
+    const int count = std::clamp(valid, 0, kCount);
+    const auto pack = [&](auto some) {
+      for (int n = 0; n < steps; ++n) {
+        const int ahead = n * kPerStep<P>;
+        put(n, x.template load_packed<P, false>(first, k + ahead, depth - ahead, some));
+      }
+    };
+    count == kCount ? pack(std::integral_constant<int, kCount>()) : pack(count);
   }
 }
 
-template <int kWidth, bool kAlongDepth, class T, class C = Compute<T>>
-GLM_INLINE void pack_steps(const Operand<T>& x, int64_t first, int valid, int64_t k, int steps, C* out) {
-  constexpr int kGroups = (kWidth + kLanes<C> - 1) / kLanes<C>;
+template <int kWidth, bool kAlongDepth, class T, class P>
+GLM_INLINE void pack_steps(const Operand<T>& x, int64_t first, int valid, int64_t k, int depth, P* out) {
+  constexpr int kGroups = (kWidth + kLanes<P> - 1) / kLanes<P>;
   [&]<int... kGroup>(std::integer_sequence<int, kGroup...>) {
-    (pack_lanes<kWidth, kGroup * kLanes<C>, kAlongDepth>(x, first, valid, k, steps, out), ...);
+    (pack_lanes<kWidth, kGroup * kLanes<P>, kAlongDepth>(x, first, valid, k, depth, out), ...);
   }(std::make_integer_sequence<int, kGroups>{});
 }
 
 // Panels [panel0, panel0 + panels) of the `size` elements from `first` on, k in [k0, k0 + depth). Panel p
-// lies at out + p * kWidth * depth; what a last panel has beyond `size` is zero.
-template <int kWidth, class T, class C = Compute<T>>
+// lies at out + p * kWidth * steps_of(depth); what a last panel has beyond `size`, and a last pair beyond
+// `depth`, is zero.
+template <int kWidth, class T, class P = Packed<T>>
 [[gnu::noinline]] void pack_panels(const Operand<T>& x, int64_t first, int64_t size, int64_t panel0,
-                                   int64_t panels, int64_t k0, int64_t depth, C* out) {
+                                   int64_t panels, int64_t k0, int64_t depth, P* out) {
+  constexpr int kGroup = kPerStep<P> * kLanes<P>;
   const auto pack = [&]<bool kAlongDepth>(std::bool_constant<kAlongDepth>, int64_t panel, int64_t k) {
     const int64_t i = panel * kWidth;
-    const int steps = static_cast<int>(std::min<int64_t>(kLanes<C>, depth - k));
+    const int some = static_cast<int>(std::min<int64_t>(kGroup, depth - k));
     const int valid = static_cast<int>(std::min<int64_t>(kWidth, size - i));
-    C* const packed = out + i * depth + k * kWidth;
-    pack_steps<kWidth, kAlongDepth>(x, first + i, valid, k0 + k, steps, packed);
-    if (x.function) x.function(packed, steps * kWidth);
+    P* const packed = out + i * steps_of<P>(depth) + k / kPerStep<P> * kWidth;
+    pack_steps<kWidth, kAlongDepth>(x, first + i, valid, k0 + k, some, packed);
+    if (x.function) x.function(packed, steps_of<P>(some) * kWidth);
   };
   const int64_t end = std::min(panel0 + panels, (size + kWidth - 1) / kWidth);
   if (x.depth_stride == 1) {
     for (int64_t panel = panel0; panel < end; ++panel) {
-      for (int64_t k = 0; k < depth; k += kLanes<C>) pack(std::true_type{}, panel, k);
+      for (int64_t k = 0; k < depth; k += kGroup) pack(std::true_type{}, panel, k);
     }
   } else {  // a few k of all panels at a time: long runs of memory, few pages
-    for (int64_t k = 0; k < depth; k += kLanes<C>) {
+    for (int64_t k = 0; k < depth; k += kGroup) {
       for (int64_t panel = panel0; panel < end; ++panel) pack(std::false_type{}, panel, k);
     }
   }
+}
+
+// Rows [0, rows) as they are read by dot products: contiguous along k, zeros after the last.
+template <class T, class P = Packed<T>>
+void pack_rows(const Operand<T>& x, int64_t rows, int64_t depth, P* out, int64_t out_stride) {
+  constexpr int kGroup = kPerStep<P> * kLanes<P>;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < depth; k += kGroup)
+      store(out + r * out_stride + k / kPerStep<P>,
+            x.template load_packed<P, true>(r, k, static_cast<int>(std::min<int64_t>(kGroup, depth - k)), 1));
+  }
+  if (x.function) x.function(out, rows * out_stride);
 }
 
 }  // namespace glm::cpu::GLM_ISA

@@ -18,4 +18,11 @@ std::vector<Device> devices() {
   return found;
 }
 
+DeviceGuard::DeviceGuard(int device) {
+  GLM_CUDA_CHECK(cudaGetDevice(&before_));
+  if (device != before_) GLM_CUDA_CHECK(cudaSetDevice(device));
+}
+
+DeviceGuard::~DeviceGuard() { cudaSetDevice(before_); }  // no effect where it is current already
+
 }  // namespace glm::cuda

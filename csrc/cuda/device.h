@@ -14,4 +14,16 @@ struct Device {
 // Empty where there is no GPU, or no driver that this build can talk to.
 std::vector<Device> devices();
 
+// Makes a device the current one, and puts back the one before.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_;
+};
+
 }  // namespace glm::cuda

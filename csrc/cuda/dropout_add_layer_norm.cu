@@ -13,6 +13,7 @@
 #include "cuda/dispatch.cuh"
 #include "cuda/kernels.h"
 #include "cuda/rows.cuh"
+#include "cuda/sum_parts.cuh"
 
 namespace glm::cuda {
 namespace {
@@ -36,15 +37,6 @@ struct BackwardTraits {
   struct Shared {
     float slots[2][kMaxTeamWarps][2];
     float sums[kSums][kBlockWarps * kWarp];  // by thread: no two lanes meet in a bank
-  };
-};
-
-struct CombineTraits {
-  static constexpr int kColumns = kWarp;  // of a block
-  static constexpr int kWarps = 8;        // each adds an eighth of the groups
-
-  struct Shared {
-    float sums[kWarps][kColumns];
   };
 };
 
@@ -233,30 +225,6 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
   }
 }
 
-// grad_weight and grad_bias from workspace [parts, 2, E]: columns c of [0, 2E) are sums over parts.
-template <class T>
-__global__ void __launch_bounds__(CombineTraits::kWarps* kWarp)
-    combine_kernel(DropoutAddLayerNormBackward p, int64_t parts) {
-  auto& shared = shared_memory<CombineTraits::Shared>();
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * CombineTraits::kColumns + lane;
-  const bool inside = column < 2 * p.width;
-  const float* workspace = static_cast<const float*>(p.workspace) + column;
-  float sum = 0.0f;
-  if (inside)
-#pragma unroll 8
-    for (int64_t part = warp * parts / CombineTraits::kWarps;
-         part < (warp + 1) * parts / CombineTraits::kWarps; ++part)
-      sum += load_global(workspace + part * 2 * p.width);
-  store_shared(&shared.sums[warp][lane], sum);
-  __syncthreads();
-  if (warp > 0 || !inside) return;
-  for (int w = 1; w < CombineTraits::kWarps; ++w) sum += load_shared(&shared.sums[w][lane]);
-  T* grad = column < p.width ? static_cast<T*>(p.grad_weight) + column
-                             : static_cast<T*>(p.grad_bias) + (column - p.width);
-  store_global(grad, narrow<T>(sum));
-}
-
 }  // namespace
 
 void dropout_add_layer_norm_forward(const DropoutAddLayerNormForward& p, cudaStream_t stream) {
@@ -287,8 +255,12 @@ void dropout_add_layer_norm_backward(const DropoutAddLayerNormBackward& p, cudaS
       });
     }
     if (p.grad_weight == nullptr) return;
-    launch(combine_kernel<T>, dim3{blocks_for(2 * p.width, CombineTraits::kColumns), 1, 1},
-           dim3{CombineTraits::kWarps * kWarp, 1, 1}, sizeof(CombineTraits::Shared), stream, p, parts);
+    sum_parts<T>({static_cast<const float*>(p.workspace),  // [parts, 2, E]
+                  parts,
+                  2 * p.width,
+                  {p.grad_weight, p.grad_bias},
+                  p.width},
+                 stream);
   });
 }
 

@@ -251,6 +251,15 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return y;
 }
 
+__device__ __forceinline__ int count_bits(uint32_t x) { return __popc(x); }
+
+// 1 / x to 1 ulp; results below 2^-126 are zero.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // 2^x to 2 ulp; results below 2^-126 are zero.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

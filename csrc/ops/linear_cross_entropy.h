@@ -3,7 +3,7 @@
 // and its gradients, in one pass: a chunk of rows meets the whole vocabulary, and its logits become the loss
 // and, in place, their own gradient before the next chunk is begun. No [N, V] exists. (Label smoothing:
 // Szegedy et al., arXiv 1512.00567, section 7.) All arrays are contiguous; "compute" is float, double for
-// f64.
+// f64. A target outside of the vocabulary is the caller's to find on a CPU; on a GPU it makes the loss NaN.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ struct LinearCrossEntropy {
   void* loss;  // compute: [N] w_n ce_n, or one number: their sum, or that by sum(w) (by 1 if that is 0)
   void* grad_hidden;  // [N, E] compute, of the sum or the mean; null: not wanted
   void* grad_weight;  // [V, E] likewise
-  void* workspace;    // LinearCrossEntropyPlan::workspace() compute numbers
+  void* workspace;  // LinearCrossEntropyPlan::workspace() compute numbers; on a GPU LinearCrossEntropyGpuPlan
   int threads;
 };
 
@@ -60,6 +60,44 @@ struct LinearCrossEntropyPlan {
   // for each slice the gradient of hidden, and three statistics.
   int64_t row_size() const { return vocab + (2 + slices) * padded_width + 3 * slices; }
   int64_t workspace() const { return padded_rows * row_size(); }
+
+  static int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
+};
+
+// On a GPU the rows that count are gathered first, and a chunk of them is a product of whole tiles. Each
+// chunk adds to the gradient of the weight, V E floats read and written, so a chunk is a quarter of all rows,
+// but 1024 at most, which make enough work for every SM. Offsets are in bytes.
+struct LinearCrossEntropyGpuPlan {
+  static constexpr int64_t kTile = 128;
+  static constexpr int64_t kMaxRows = 1024;
+  static constexpr int64_t kSlices =
+      4;  // of the vocabulary, in the gradient of hidden: few tiles, a long sum
+
+  int64_t chunk_rows, chunks;
+  int64_t line;         // V in whole accesses
+  int64_t sums;         // float [2]: of the weights of rows, and what the losses are multiplied with
+  int64_t count;        // int32: rows that count
+  int64_t places;       // int32 [N]: where they stand
+  int64_t losses;       // float [N]: theirs
+  int64_t hidden;       // T [N, E]: theirs
+  int64_t logits;       // float [chunk_rows, line]
+  int64_t grad_logits;  // T [chunk_rows, line]; logits themselves in float32
+  int64_t grad_hidden;  // float [kSlices, chunk_rows, E]
+  int64_t size;
+
+  LinearCrossEntropyGpuPlan(int64_t rows, int64_t width, int64_t vocab, int64_t element_size)
+      : chunk_rows(std::clamp(round_up(rows / 4, kTile), kTile, kMaxRows)),
+        chunks((rows + chunk_rows - 1) / chunk_rows),
+        line(round_up(vocab, 8)),
+        sums(0),
+        count(256),
+        places(512),
+        losses(places + round_up(rows * 4, 256)),
+        hidden(losses + round_up(rows * 4, 256)),
+        logits(hidden + round_up(rows * width * element_size, 256)),
+        grad_logits(logits + (element_size == 4 ? 0 : round_up(chunk_rows * line * 4, 256))),
+        grad_hidden(grad_logits + round_up(chunk_rows * line * element_size, 256)),
+        size(grad_hidden + round_up(kSlices * chunk_rows * width * 4, 256)) {}
 
   static int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 };

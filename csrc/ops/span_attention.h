@@ -49,9 +49,14 @@ struct SpanAttention {
       const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first;
       return {first, first, length, length, {prefix_len[b], length, 0, 0}};
     }
-    const int64_t length = seq_len == nullptr ? keys : seq_len[b];
+    // On a GPU nobody has looked at the values before: what is out of range must not be read.
+    const int64_t length = seq_len == nullptr ? keys : SpanMask::max(0, SpanMask::min(seq_len[b], keys));
     const int64_t row_offset = rows < keys ? length - rows : 0;  // decoding: the rows are the last ones
-    return {0, 0, rows, keys, {prefix_len[b], length, start == nullptr ? 0 : start[b], row_offset}};
+    return {0,
+            0,
+            rows,
+            keys,
+            {prefix_len[b], length, start == nullptr ? 0 : SpanMask::max(0, start[b]), row_offset}};
   }
 };
 

@@ -27,10 +27,16 @@ const Kernels& kernels() {
             cuda::embedding_2d_forward(params, nullptr);
             return EmbeddingFault{};  // on a GPU a fault is a row of NaN
           },
+      .embedding_2d_backward =
+          [](const Embedding2DBackward& params) {
+            cuda::embedding_2d_backward(params, nullptr);
+            return EmbeddingFault{};
+          },
+      .gelu_mlp_forward = OnHost<cuda::gelu_mlp_forward>::run,
+      .gelu_mlp_backward = OnHost<cuda::gelu_mlp_backward>::run,
+      .linear_cross_entropy = OnHost<cuda::linear_cross_entropy>::run,
       .span_attention_forward = OnHost<cuda::span_attention_forward>::run,
       .span_attention_backward = OnHost<cuda::span_attention_backward>::run,
-      .span_attention_forward_workspace = cuda::span_attention_forward_workspace,
-      .span_attention_backward_workspace = cuda::span_attention_backward_workspace,
   };
   return table;
 }

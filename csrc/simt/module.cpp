@@ -49,6 +49,8 @@ PYBIND11_MODULE(glm_ext_simt, m) {
 
   glm::register_dropout_add_layer_norm(m);
   glm::register_embedding_2d(m);
+  glm::register_gelu_mlp(m);
+  glm::register_linear_cross_entropy(m);
   glm::register_span_attention(m);
 
   py::module_ testing = m.def_submodule("testing");

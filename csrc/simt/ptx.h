@@ -186,6 +186,13 @@ inline uint32_t to_tf32(float x) {
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
 }
 
+inline int count_bits(uint32_t x) { return std::popcount(x); }
+
+inline float reciprocal_fast(float x) {
+  const float y = 1.0f / x;
+  return std::fabs(y) < 0x1p-126f ? 0.0f : y;
+}
+
 inline float exp2_fast(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;

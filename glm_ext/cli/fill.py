@@ -1,16 +1,20 @@
-"""glm-ext fill: what a trained model writes into the blanks of a text."""
+"""glm-ext fill: what a trained model writes into the blanks of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
-from glm_ext.cli.errors import user_errors
+from glm_ext.cli.errors import UserError, user_errors
+from glm_ext.cli.generation_options import add_generation_options, generation_config
 from glm_ext.generate import fill
 from glm_ext.train.config import config_errors
 from glm_ext.train.extras import require
 from glm_ext.train.load import load_model
 
-_DESCRIPTION = "Fills every [MASK] (a few words), [sMASK] (a sentence) and [gMASK] (the rest) of a text."
+_DESCRIPTION = """Fills every [MASK] (a few words), [sMASK] (a sentence) and [gMASK] (the rest) of a text.
+Without a text it asks for one after another; from a pipe or a file it fills each line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,24 +24,53 @@ def main(arguments: Sequence[str]) -> int:
             prog="glm-ext fill", description=_DESCRIPTION, exit_on_error=False
         )
         parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
-        parser.add_argument("text", type=str, help='as in "The [MASK] of the list."')
-        parser.add_argument("--max_length", type=int, default=32, help="longest blank, in tokens")
-        parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
+        parser.add_argument("text", type=str, nargs="?", default=None, help='as in "The [MASK] of the list."')
         parser.add_argument(
-            "--top_k", type=int, default=0, help="draw from the k likeliest only; 0: from all"
+            "--order",
+            type=list[int] | None,
+            default=None,
+            help="which blank is filled first, second, ..., from 0, as in [1,0]; left to right by default",
         )
-        parser.add_argument("--seed", type=int | None, default=None, help="makes the draws repeatable")
-        with config_errors(known=["max_length", "temperature", "top_k", "seed"]):
+        parser.add_argument(
+            "--allow_special", type=bool, default=False, help="read [SEP] and the like in the text as such"
+        )
+        known = ["order", "allow_special", *add_generation_options(parser)]
+        with config_errors(known):
             options = parser.parse_args(list(arguments))
+        config = generation_config(options)
         model, tokenizer = load_model(options.run)
-        filled = fill(
-            model,
-            tokenizer,
-            options.text,
-            max_length=options.max_length,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            seed=options.seed,
-        )
-    print(filled.text)
+
+    def filled(text: str) -> str:
+        with user_errors():
+            return fill(
+                model, tokenizer, text, config, order=options.order, allow_special=options.allow_special
+            ).text
+
+    if options.text is not None:
+        print(filled(options.text))
+        return 0
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print("A text with [MASK], [sMASK] or [gMASK] where something is missing; an empty line ends.")
+    for line in _lines(interactive):
+        try:
+            print(filled(line), flush=True)
+        except UserError as error:
+            if not interactive:
+                raise
+            print(f"  {error}")
     return 0
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """What is typed until an empty line, or the lines of stdin that hold text."""
+    if not interactive:
+        yield from filter(str.strip, (line.rstrip("\n") for line in sys.stdin))
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  (its import gives input() history and editing)
+    try:
+        while text := input("> ").strip():
+            yield text
+    except EOFError:
+        print()

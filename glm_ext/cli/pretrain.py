@@ -6,7 +6,6 @@ config.yaml  tokenizer.json  data.json  metrics.jsonl  tb/  step-N/  loss.png
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shlex
 import sys
@@ -20,31 +19,22 @@ import torch
 
 from glm_ext.batch import Batch
 from glm_ext.cli.errors import UserError, user_errors
+from glm_ext.cli.text import TrainingText, load_text
 from glm_ext.data import (
     Cloze,
     ExampleBatches,
     GLMTokenizer,
-    TokenDocuments,
-    encode_documents,
     held_out_cloze,
-    load_documents,
-    split_documents,
     target_counts,
     unigram_loss,
 )
 from glm_ext.generate import fill
 from glm_ext.model import GLM
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
-from glm_ext.train.config import (
-    ConfigError,
-    TrainConfig,
-    config_errors,
-    config_parser,
-    from_namespace,
-    setting_names,
-)
+from glm_ext.train.config import ConfigError, TrainConfig
 from glm_ext.train.log import RunLog
 from glm_ext.train.plot import plot_loss
+from glm_ext.train.settings import config_errors, config_parser, from_namespace, setting_names
 from glm_ext.train.trainer import Diverged, Trainer
 
 _DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the
@@ -79,19 +69,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | None]:
     """The settings, the run folder, and the checkpoint to go on from."""
-    parser = config_parser("glm-ext pretrain", _DESCRIPTION)
+    parser = config_parser(TrainConfig, "glm-ext pretrain", _DESCRIPTION)
     parser.add_argument("--run", type=str, help="folder of the run; null: runs/pretrain-<date>-<time>")
     parser.add_argument(
         "--resume", type=str, help="run folder to go on with, as it was set; --steps may be raised"
     )
-    with config_errors([*setting_names(), "config", "run", "resume"]):
+    with config_errors([*setting_names(TrainConfig), "config", "run", "resume"]):
         options = parser.parse_args(list(arguments))
         given = vars(parser.parse_args(list(arguments), defaults=False).as_flat())
     if options.resume is None:
         run = Path(options.run or time.strftime("runs/pretrain-%Y%m%d-%H%M%S"))
         if run.exists():
             raise UserError(f"{run} exists; go on with it by --resume {run}, or choose another --run")
-        return from_namespace(options), run, None
+        return from_namespace(TrainConfig, options), run, None
 
     run = Path(options.resume)
     if others := sorted(set(given) - {"resume", "steps"}):
@@ -115,45 +105,41 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
     """Reads the text, trains or loads the tokenizer, makes the model and the run folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    texts = split_documents(load_documents(config.data.path), config.data.held_out)
-    if resume:
-        tokenizer = GLMTokenizer.load(run)
-    else:
-        tokenizer = GLMTokenizer.train(texts.train, config.data.vocab_size)
+    text = load_text(config.data, GLMTokenizer.load(run) if resume else None)
+    tokenizer = text.tokenizer
     model_config = config.model.build(tokenizer.padded_vocab_size())
     if config.data.seq_length > model_config.max_positions:
         raise ConfigError(
             f"data.seq_length: expected at most {model_config.max_positions}, the positions of the model, "
             f"got {config.data.seq_length}; raise model.overrides.max_positions"
         )
-    documents = encode_documents(tokenizer, texts.train)
     mixture = config.data.objectives.build(tokenizer.pieces())
     batches = ExampleBatches(
-        documents=documents,
+        documents=text.train,
         ids=tokenizer.ids,
         batch_size=config.batch_size,
         max_length=config.data.seq_length,
         seed=config.seed,
         objective=mixture,
     )
-    unseen = dataclasses.replace(batches, documents=encode_documents(tokenizer, texts.held_out))
+    unseen = dataclasses.replace(batches, documents=text.held_out)
     held_out = unseen.take(config.eval_batches)
     several = mixture.active if len(mixture.active) > 1 else ()
     by_objective = {
         name: dataclasses.replace(unseen, objective=mixture.only(name)).take(config.eval_batches)
         for name in several
     }
-    blanks = held_out_cloze(texts.held_out, np.random.default_rng(config.seed), 3)
+    blanks = held_out_cloze(text.held_out_texts, np.random.default_rng(config.seed), 3)
     torch.manual_seed(config.seed)
     model = GLM(model_config).to(config.device)
 
     run.mkdir(parents=True, exist_ok=True)
-    check_same_text(run / "data.json", documents)
+    check_same_text(run / "data.json", text)
     config.to_yaml(run / "config.yaml")
     tokenizer.save(run)
     print(
-        f"text   {len(documents.tokens):,} tokens in {len(documents):,} documents, "
-        f"{len(texts.held_out):,} held out"
+        f"text   {text.train.num_tokens:,} tokens in {len(text.train):,} documents, "
+        f"{len(text.held_out):,} held out"
     )
     print(
         f"model  {config.model.preset}, {model.num_parameters():,} parameters, "
@@ -200,7 +186,7 @@ def train(job: Job) -> int:
             print(f"glm-ext: {error}", file=sys.stderr)
             return 1
     if stopped:
-        print(f"\nstopped by {stopped.name}, saved at step {trainer.progress.step}; go on with:\n")
+        print(f"\nstopped by {stopped.name}, saved at step {trainer.steps_taken}; go on with:\n")
         print(f"  {shlex.join(['glm-ext', 'pretrain', '--resume', str(run)])}", flush=True)
         return 128 + stopped
     report(job, trainer.evaluate(), trainer.evaluate_objectives())
@@ -220,13 +206,9 @@ def report(job: Job, held_out_loss: float, by_objective: dict[str, float]) -> No
     print(f"try it      {shlex.join(['glm-ext', 'fill', str(job.run), 'Return the [MASK] of the list.'])}")
 
 
-def check_same_text(path: Path, documents: TokenDocuments) -> None:
+def check_same_text(path: Path, text: TrainingText) -> None:
     """Records in a new run which text it learns from; a resumed run must find the same."""
-    now = {
-        "documents": len(documents),
-        "tokens": len(documents.tokens),
-        "sha256": hashlib.sha256(documents.tokens.tobytes()).hexdigest(),
-    }
+    now = {"documents": len(text.train), "tokens": text.train.num_tokens, "sha256": text.sha256}
     if not path.exists():
         path.write_text(json.dumps(now, indent=2), encoding="utf-8")
     elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:

@@ -1,12 +1,15 @@
-"""From text to batches. Reads in this order: corpus, tokenizer, sampling, objectives, spans, blocks, collate.
+"""From text to batches.
+
+Reads in this order: sources, tokenizer, prepare, store, sampling, objectives, spans, blocks, collate.
 
 Imports nothing of the model: the two meet in glm_ext.batch.Batch.
 """
 
 from .blocks import Example, make_blocks, make_prefix, part_b_spans, restore
-from .cloze import Cloze, Prompt, encode_prompt, held_out_cloze
+from .cloze import Cloze, Prompt, encode_continuation, encode_prompt, held_out_cloze
 from .collate import collate
 from .corpus import Split, load_documents, split_documents
+from .documents import TokenDocuments, TokenSplit, encode_documents, split_token_documents
 from .objectives import (
     DocumentSettings,
     Mixture,
@@ -21,8 +24,11 @@ from .objectives import (
     standard_objectives,
     token_spans,
 )
-from .sampling import ExampleBatches, Text, TokenDocuments, encode_documents, sample_text
+from .prepare import PrepareSettings, prepare
+from .sampling import ExampleBatches, Text, sample_text
+from .sources import Document, Piece, Problem, find_files, read_documents
 from .special import MASK_TOKENS, SPECIAL_TOKENS, SpecialIds
+from .store import TokenStore, is_store, open_store
 from .tokenizer import GLMTokenizer
 from .unigram import target_counts, unigram_loss
 
@@ -30,12 +36,16 @@ __all__ = [
     "MASK_TOKENS",
     "SPECIAL_TOKENS",
     "Cloze",
+    "Document",
     "DocumentSettings",
     "Example",
     "ExampleBatches",
     "GLMTokenizer",
     "Mixture",
     "Objective",
+    "Piece",
+    "PrepareSettings",
+    "Problem",
     "Prompt",
     "SentenceSettings",
     "SpecialIds",
@@ -43,22 +53,31 @@ __all__ = [
     "Text",
     "TokenDocuments",
     "TokenSpanSettings",
+    "TokenSplit",
+    "TokenStore",
     "block_mask",
     "collate",
     "crop",
     "document_span",
+    "encode_continuation",
     "encode_documents",
     "encode_prompt",
+    "find_files",
     "find_sentences",
     "held_out_cloze",
+    "is_store",
     "load_documents",
     "make_blocks",
     "make_prefix",
+    "open_store",
     "part_b_spans",
+    "prepare",
+    "read_documents",
     "restore",
     "sample_text",
     "sentence_spans",
     "split_documents",
+    "split_token_documents",
     "standard_objectives",
     "target_counts",
     "token_spans",

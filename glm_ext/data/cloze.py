@@ -22,31 +22,59 @@ class Prompt:
     mask_ids: list[int]
 
 
-def encode_prompt(tokenizer: GLMTokenizer, text: str, max_positions: int) -> Prompt:
+def encode_prompt(
+    tokenizer: GLMTokenizer, text: str, max_positions: int, *, allow_special: bool = False
+) -> Prompt:
     """[CLS] + text + eos, its [MASK]s, [sMASK]s and [gMASK]s being blanks to fill.
 
     A text that ends in [gMASK] asks to be continued and gets no eos. Every other special token in the text is
-    plain text. ValueError if there is no blank, or if the text does not fit into a model with max_positions.
+    plain text unless allow_special is True. ValueError if there is no blank, or if the text does not fit into
+    a model with max_positions.
 
     >>> tokenizer = GLMTokenizer.train(["the cat sat on the mat"], vocab_size=280)
     >>> prompt = encode_prompt(tokenizer, "the [MASK] sat", max_positions=64)
     >>> prompt.tokens[prompt.mask_positions[0]] == prompt.mask_ids[0] == tokenizer.mask_id
     True
     """
-    tokens = [tokenizer.cls_id, *tokenizer.encode(text, allow_special=MASK_TOKENS)]
-    if tokens[-1] != tokenizer.gmask_id:
-        tokens.append(tokenizer.eos_id)
-    masks = {tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id}
-    mask_positions = [place for place, token in enumerate(tokens) if token in masks]
-    if not mask_positions:
+    tokens = tokenizer.encode(text, allow_special=True if allow_special else MASK_TOKENS)
+    prompt = _as_prompt(tokenizer, tokens, max_positions)
+    if not prompt.mask_positions:
         raise ValueError(
             f"no blank to fill in {text!r}: write [MASK] for a few words, [sMASK] for a sentence, "
             "or [gMASK] at the end for a continuation"
         )
+    return prompt
+
+
+def encode_continuation(
+    tokenizer: GLMTokenizer, text: str, max_positions: int, *, mask: str = "[gMASK]"
+) -> Prompt:
+    """[CLS] + text + mask: asks for the rest of a text, which may be empty. An eos follows all but [gMASK].
+
+    The text is plain text throughout. ValueError for a mask that there is not, or a text that does not fit.
+
+    >>> tokenizer = GLMTokenizer.train(["the cat sat on the mat"], vocab_size=280)
+    >>> encode_continuation(tokenizer, "", max_positions=64).tokens == [tokenizer.cls_id, tokenizer.gmask_id]
+    True
+    """
+    if mask not in MASK_TOKENS:
+        raise ValueError(f"mask: expected one of {', '.join(MASK_TOKENS)}, got {mask!r}")
+    # A blank swallows the white space on its left.
+    tokens = [*tokenizer.encode(text.rstrip()), *tokenizer.encode(mask, allow_special=MASK_TOKENS)]
+    return _as_prompt(tokenizer, tokens, max_positions)
+
+
+def _as_prompt(tokenizer: GLMTokenizer, text: Sequence[int], max_positions: int) -> Prompt:
+    tokens = [tokenizer.cls_id, *text]
+    if tokens[-1] != tokenizer.gmask_id:
+        tokens.append(tokenizer.eos_id)
     if len(tokens) > max_positions:
         raise ValueError(
-            f"the text has {len(tokens)} tokens and the model takes {max_positions} (max_positions)"
+            f"the text has {len(tokens)} tokens and the model takes {max_positions} (max_positions); "
+            "shorten it"
         )
+    masks = {tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id}
+    mask_positions = [place for place, token in enumerate(tokens) if token in masks]
     return Prompt(tokens, mask_positions, [tokens[place] for place in mask_positions])
 
 
@@ -65,16 +93,11 @@ _WORD = re.compile(r"(?<= )[a-z]{3,}")
 def held_out_cloze(documents: Sequence[str], rng: np.random.Generator, n: int) -> list[Cloze]:
     """n different sentences of the documents, in each one word (or two that follow each other) blanked out.
 
-    ValueError if the documents have fewer than n sentences of 8 to 30 plain words.
+    Fewer, or none, where the documents have no n sentences of 8 to 30 plain English words.
     """
     sentences = sorted({sentence for document in documents for sentence in _SENTENCE.findall(document)})
     sentences = [sentence for sentence in sentences if len(_WORD.findall(sentence)) >= 2]
-    if len(sentences) < n:
-        raise ValueError(
-            f"expected at least {n} sentences of 8 to 30 plain words in the held-out documents, "
-            f"found {len(sentences)}; hold out more text"
-        )
-    chosen = rng.choice(len(sentences), size=n, replace=False)
+    chosen = rng.choice(len(sentences), size=min(n, len(sentences)), replace=False)
     return [_blank_words(sentences[index], rng) for index in chosen]
 
 

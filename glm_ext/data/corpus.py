@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .sources import SUFFIXES, Piece, Problem, find_files, read_documents
 from .stdlib_text import default_documents
-
-_SUFFIXES = (".txt", ".jsonl")
 
 # With fewer held-out documents than this to expect, chance decides how much is held out: cut the documents
 # into pieces of this many characters, some pages.
@@ -27,28 +25,31 @@ class Split(NamedTuple):
 
 
 def load_documents(path: str | Path | None = None) -> list[str]:
-    """Documents of a .txt file (one), a .jsonl file (one a line: {"text": ...}) or a folder of such files.
+    """Documents of a file or a folder of files, of the kinds that `sources` reads.
 
     Without a path, the default corpus. A folder is read with the folders in it, in the order of the names. An
     empty file or an empty text is skipped with a warning. FileNotFoundError if the path does not exist;
-    ValueError for text that is not UTF-8, for a line that is not such a JSON object (with file and line), and
-    where there is nothing to read.
+    ValueError for text that is not UTF-8, for a line that is not a record (with file and line), for a record
+    with a prompt, which plain text cannot keep apart, and where there is nothing to read.
     """
     if path is None:
         return default_documents()
-    root = Path(path)
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: no such file or folder; expected a folder, a .txt or a .jsonl file")
-    if root.is_file():
-        if root.suffix not in _SUFFIXES:
-            raise ValueError(f"{root}: expected a .txt or a .jsonl file, got suffix {root.suffix!r}")
-        files = [root]
-    else:
-        files = sorted(file for suffix in _SUFFIXES for file in root.rglob(f"*{suffix}") if file.is_file())
-    documents = [document for file in files for document in _read_file(file)]
+    documents = []
+    for file in find_files(path):
+        for document in read_documents(Piece(file), warn_or_raise):
+            if document.prompt:
+                raise ValueError(f"{file}: has prompts; make a token store of it: glm-ext prepare {path}")
+            documents.append(document.text)
     if not documents:
-        raise ValueError(f"{root}: no text found; expected .txt or .jsonl files that are not empty")
+        raise ValueError(f"{path}: no text found; expected {', '.join(SUFFIXES)} files that are not empty")
     return documents
+
+
+def warn_or_raise(problem: Problem) -> None:
+    """A report for `read_documents`: what is empty is skipped with a warning, the rest a ValueError."""
+    if not problem.empty:
+        raise ValueError(problem.message)
+    warnings.warn(problem.message, stacklevel=2)
 
 
 def split_documents(documents: Sequence[str], held_out: float = 0.05) -> Split:
@@ -90,40 +91,3 @@ def _pieces(document: str) -> Iterator[str]:
             piece, size = [], 0
     if size:
         yield "".join(piece)
-
-
-def _read_file(file: Path) -> Iterator[str]:
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: not UTF-8 at byte {error.start} ({error.reason}); convert it, e.g. with iconv -t UTF-8"
-        ) from error
-    if not text.strip():
-        warnings.warn(f"{file}: empty, skipped", stacklevel=3)
-    elif file.suffix == ".txt":
-        yield text
-    else:
-        yield from _read_json_lines(file, text)
-
-
-def _read_json_lines(file: Path, text: str) -> Iterator[str]:
-    # Not splitlines: a JSON string may hold U+2028 and its like.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number}: broken JSON: {error.msg} at column {error.colno}") from error
-        match record:
-            case {"text": str(document)}:
-                pass
-            case _:
-                raise ValueError(
-                    f'{file}:{number}: expected an object with a string "text", got {line[:80]!r}'
-                )
-        if document.strip():
-            yield document
-        else:
-            warnings.warn(f"{file}:{number}: empty text, skipped", stacklevel=4)

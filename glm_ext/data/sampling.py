@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..batch import Batch
+from .bits import Flags
 from .blocks import Example, Weights
 from .collate import collate
+from .documents import TokenDocuments
 from .objectives import Mixture, Objective, token_spans
 from .spans import Ints
 from .special import SpecialIds
-
-if TYPE_CHECKING:
-    from .tokenizer import GLMTokenizer
 
 # A text whose spans do not fit is dropped and the next one drawn: rare, unless the corpus holds nothing that
 # can be blanked.
@@ -25,57 +22,11 @@ _MAX_DRAWS = 100
 
 
 class Text(NamedTuple):
-    """Tokens and the loss weight of each."""
+    """Tokens, the loss weight of each, and which of them end a sentence, where that is known."""
 
     tokens: Ints
     weights: Weights
-
-
-@dataclass(frozen=True, slots=True)
-class TokenDocuments:
-    """Documents as one flat array: document d is tokens[offsets[d] : offsets[d + 1]], with its closing eos.
-
-    tokens [N] any integer dtype (a memory map will do), offsets [documents + 1] int64, from 0 to N, rising.
-    weights [N] float32: loss weight of each token, e.g. 0 on a prompt; None: 1 everywhere.
-    """
-
-    tokens: NDArray[np.integer]
-    offsets: Ints
-    weights: Weights | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.offsets) < 2 or self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens):
-            raise ValueError(
-                f"documents: expected offsets from 0 to {len(self.tokens)} (the number of tokens), "
-                f"got {self.offsets.tolist()[:1]} .. {self.offsets.tolist()[-1:]}; is the corpus empty?"
-            )
-        if (np.diff(self.offsets) < 1).any():
-            raise ValueError("documents: expected rising offsets, got an empty document; leave it out")
-        if self.weights is not None and self.weights.shape != self.tokens.shape:
-            raise ValueError(
-                f"documents: expected a weight for each of {len(self.tokens)} tokens, "
-                f"got {list(self.weights.shape)}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, document: int) -> NDArray[np.integer]:
-        return self.tokens[self.offsets[document] : self.offsets[document + 1]]
-
-    def draw(self, rng: np.random.Generator) -> slice:
-        """Where a document lies; drawn with probability proportional to its length."""
-        token = rng.integers(len(self.tokens))
-        document = int(np.searchsorted(self.offsets, token, side="right")) - 1
-        return slice(int(self.offsets[document]), int(self.offsets[document + 1]))
-
-
-def encode_documents(tokenizer: GLMTokenizer, documents: Sequence[str]) -> TokenDocuments:
-    """Encodes documents and closes each with eos. Special tokens written in a document are plain text."""
-    encoded = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(documents)]
-    offsets = np.cumsum([0, *map(len, encoded)])
-    tokens = np.fromiter((token for ids in encoded for token in ids), dtype=np.int32, count=int(offsets[-1]))
-    return TokenDocuments(tokens, offsets)
+    ends: Flags | None = None
 
 
 def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length: int, cls: int) -> Text:
@@ -87,8 +38,10 @@ def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length:
     """
     tokens = np.full(max_length, cls, dtype=np.int64)
     weights = np.zeros(max_length, dtype=np.float32)
+    ends = None if documents.sentence_ends is None else np.zeros(max_length, dtype=np.bool_)
     longest = max_length - 1
-    begin, end, _ = documents.draw(rng).indices(len(documents.tokens))
+    document = documents.draw(rng)
+    begin, end = document.start, document.stop
     if end - begin > longest:
         begin += int(rng.integers(0, end - begin - longest, endpoint=True))
     filled = 0
@@ -97,10 +50,13 @@ def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length:
         room = slice(filled + 1, filled + 1 + source.stop - source.start)
         tokens[room] = documents.tokens[source]
         weights[room] = 1.0 if documents.weights is None else documents.weights[source]
+        if ends is not None and documents.sentence_ends is not None:
+            ends[room] = documents.sentence_ends[source]
         filled = room.stop
         if filled + 2 > max_length:
-            return Text(tokens[:filled], weights[:filled])
-        begin, end, _ = documents.draw(rng).indices(len(documents.tokens))
+            return Text(tokens[:filled], weights[:filled], None if ends is None else ends[:filled])
+        document = documents.draw(rng)
+        begin, end = document.start, document.stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,13 +102,13 @@ class ExampleBatches:
         objective = self._objective(rng, step, index)
         for _ in range(_MAX_DRAWS):
             text = sample_text(self.documents, rng, self.max_length, self.ids.cls)
-            example = objective(text.tokens, rng, self.ids, weights=text.weights)
+            example = objective(text.tokens, rng, self.ids, weights=text.weights, ends=text.ends)
             if example is not None and example.loss_mask.any():
                 return example
         raise ValueError(
             f"no room for blanks in {_MAX_DRAWS} texts of {self.max_length} tokens: texts or documents too "
             "short, without whole sentences, or all prompt; lengthen the texts, or join the documents, "
-            f"{len(self.documents.tokens) / len(self.documents):.1f} tokens on average"
+            f"{self.documents.num_tokens / len(self.documents):.1f} tokens on average"
         )
 
     def _objective(self, rng: np.random.Generator, step: int, index: int) -> Objective:

@@ -83,15 +83,17 @@ def place_spans(rng: np.random.Generator, lengths: Ints, room: int) -> Ints | No
 def document_segments(tokens: Ints, *, eos: int, cls: int) -> list[tuple[int, int]]:
     """(offset, length) of what spans may cover: the documents, without their leading [CLS] and closing eos.
 
-    A last document that no eos closes was cut by the length limit; its final token stays visible, so that a
-    span never ends on the cut. Documents with nothing left are not listed.
+    A document that no eos closes, at the end or before a [CLS], was cut; its final token stays visible, so
+    that a span never ends on the cut. Documents with nothing left are not listed.
 
     >>> document_segments(np.array([1, 11, 12, 0, 1, 13, 14, 15]), eos=0, cls=1)
     [(1, 2), (5, 2)]
     """
     segments = []
     begin = 0
-    for end in [*np.flatnonzero(tokens == eos).tolist(), len(tokens) - 1]:
+    closing = tokens == eos
+    closing[:-1] |= tokens[1:] == cls
+    for end in [*np.flatnonzero(closing).tolist(), len(tokens) - 1]:
         offset = begin + 1 if begin < len(tokens) and tokens[begin] == cls else begin
         if end > offset:
             segments.append((offset, end - offset))

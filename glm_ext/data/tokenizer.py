@@ -1,25 +1,24 @@
-"""GLMTokenizer: byte-level BPE by the `tokenizers` library, with GLM's special tokens."""
+"""GLMTokenizer: a vocabulary of the `tokenizers` library with GLM's special tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
+from . import vocabularies
 from .special import MASK_TOKENS, SPECIAL_TOKENS, SpecialIds
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Every byte is a token of its own, after the special ones: any text can be encoded and none needs [UNK].
-_SMALLEST_VOCAB = len(SPECIAL_TOKENS) + 256
-
-# Byte-level BPE spells a byte as the Latin-1 character of that number, or, where that cannot be seen, as the
-# next free one from 256 on.
-_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_HIDDEN = sorted(set(range(256)) - set(_VISIBLE))
-_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
+# How a vocabulary may spell each special token: GPT-2 and sentencepiece have one for the end of a text and
+# for padding, BERT's padding ends a text too.
+_SPELLINGS = {role: (name,) for role, name in SPECIAL_TOKENS.items()} | {
+    "pad": (SPECIAL_TOKENS["pad"], SPECIAL_TOKENS["eos"]),
+    "eos": (SPECIAL_TOKENS["eos"], SPECIAL_TOKENS["pad"]),
+}
 
 
 class GLMTokenizer:
@@ -37,46 +36,45 @@ class GLMTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        ids = {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS.values()}
-        self._special = {name: index for name, index in ids.items() if index is not None}
-        missing = [name for name in ids if name not in self._special]
-        if missing:
+        self._special: dict[str, int] = {}
+        ids: dict[str, int] = {}
+        for role, names in _SPELLINGS.items():
+            for name in names:
+                if role not in ids and (index := tokenizer.token_to_id(name)) is not None:
+                    ids[role] = self._special[name] = index
+        if missing := [name for role, name in SPECIAL_TOKENS.items() if role not in ids]:
             raise ValueError(
                 f"this tokenizer lacks GLM's special tokens {', '.join(missing)}; "
-                "train one with GLMTokenizer.train"
+                "train one with GLMTokenizer.train, or add them with GLMTokenizer.adopt"
             )
         # Special tokens are split off here, where the caller's choice is known; the library then sees plain
         # text only.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        self.ids = SpecialIds(*self._special.values())
+        self.ids = SpecialIds(**ids)
 
     @classmethod
-    def train(cls, documents: Iterable[str], vocab_size: int) -> GLMTokenizer:
-        """Byte-level BPE learned from documents; the special tokens get ids 0 .. 10, as in SpecialIds().
+    def train(
+        cls, documents: Iterable[str], vocab_size: int, kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    ) -> GLMTokenizer:
+        """A vocabulary learned from documents.
 
-        A small corpus may yield fewer than vocab_size tokens: see the property vocab_size.
+        "bpe": byte-level, exact for any text; the special tokens get ids 0 .. 10, as in SpecialIds(). So they
+        do in "wordpiece", which drops white space and knows no character that is not in the documents.
+        "unigram" (sentencepiece's model, with its bytes as a last resort) has them after all others. A small
+        corpus may yield fewer than vocab_size tokens: see the property vocab_size.
         """
-        if vocab_size < _SMALLEST_VOCAB:
-            raise ValueError(
-                f"vocab_size: expected at least {_SMALLEST_VOCAB} "
-                f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens), got {vocab_size}"
-            )
-        library = _tokenizers()
-        tokenizer = library.Tokenizer(library.models.BPE())
-        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = library.decoders.ByteLevel()
-        trainer = library.trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[
-                library.AddedToken(name, lstrip=name in MASK_TOKENS, special=True)
-                for name in SPECIAL_TOKENS.values()
-            ],
-            initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(documents, trainer)
-        return cls(tokenizer)
+        return cls(vocabularies.train(documents, vocab_size, kind))
+
+    @classmethod
+    def adopt(cls, path: str | Path) -> GLMTokenizer:
+        """Another model's vocabulary, with GLM's special tokens at the ids that GLM's public models use.
+
+        path: GPT-2's vocab.json or encoder.json with its merges beside it, BERT's vocab.txt, a sentencepiece
+        .model, a tokenizer.json, or a folder with one of these. Tokens that it has are reused ([CLS], [SEP],
+        [PAD], [UNK] and [MASK] of BERT; <|endoftext|> of GPT-2, which also pads), the others are appended.
+        """
+        return cls(vocabularies.read(Path(path)))
 
     @classmethod
     def load(cls, path: str | Path) -> GLMTokenizer:
@@ -86,18 +84,23 @@ class GLMTokenizer:
             raise FileNotFoundError(
                 f"{file}: no such file; expected a tokenizer.json written by GLMTokenizer.save"
             )
-        library = _tokenizers()
-        try:
-            tokenizer = library.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{file}: not a tokenizer.json of the tokenizers library: {error}") from error
-        return cls(tokenizer)
+        return cls(vocabularies.read_json(file))
 
     def save(self, path: str | Path) -> Path:
         """Writes tokenizer.json (into `path` if that is a folder) and returns where it is."""
         file = _json_file(path)
         self._tokenizer.save(str(file))
         return file
+
+    @classmethod
+    def from_json(cls, text: str) -> GLMTokenizer:
+        """The inverse of to_json."""
+        return cls(vocabularies.library().Tokenizer.from_str(text))
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        text: str = self._tokenizer.to_str()
+        return text
 
     def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
         """Token ids of a text, nothing added.
@@ -127,6 +130,13 @@ class GLMTokenizer:
             encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         ]
 
+    def encode_with_ends(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Plain encode of many texts: of each, its ids, and up to which character each of them reaches."""
+        return [
+            (encoding.ids, [end for _, end in encoding.offsets])
+            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; special tokens are left out, or spelled if skip_special=False."""
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special)
@@ -142,9 +152,9 @@ class GLMTokenizer:
         """
         special = set(self.ids)
         pieces = [b""] * self.vocab_size
-        for spelling, token in self._tokenizer.get_vocab().items():
+        for token, piece in vocabularies.pieces(self._tokenizer):
             if token not in special:
-                pieces[token] = bytes(_BYTE_OF[character] for character in spelling)
+                pieces[token] = piece
         return pieces
 
     def _encode(self, text: str) -> list[int]:
@@ -200,17 +210,3 @@ class GLMTokenizer:
 
 def _json_file(path: str | Path) -> Path:
     return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-
-
-def _tokenizers() -> Any:
-    try:
-        import tokenizers
-        import tokenizers.decoders
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
-    except ImportError as error:
-        raise ImportError(
-            "GLMTokenizer needs the tokenizers library; install it with: pip install 'glm_ext[train]'"
-        ) from error
-    return tokenizers

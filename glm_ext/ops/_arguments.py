@@ -44,6 +44,8 @@ def check_integer(name: str, tensor: Tensor, device: torch.device) -> None:
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int], axes: str) -> None:
     """`axes` names the dimensions, as in "B, S, E"; -1 in `expected` fits any size."""
     shape = tensor.shape
+    if shape == expected:
+        return
     if len(shape) != len(expected) or any(e not in (-1, s) for s, e in zip(shape, expected, strict=True)):
         wanted = ", ".join("any" if e == -1 else str(e) for e in expected)
         raise ValueError(f"{name}: expected shape [{wanted}] ({axes}), got {list(shape)}")

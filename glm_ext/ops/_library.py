@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+from glm_ext.ops._cuda import require_kernel
 
 LIBRARY = torch.library.Library("glm_ext", "DEF")
 AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -27,30 +30,20 @@ def register(
     *,
     autocast: Callable[..., Any] | None = None,
 ) -> None:
-    """Define `schema` with its CPU kernel and its fake; on a GPU the op says what to use instead.
+    """Define `schema` with its kernel, which serves a CPU and a GPU (see `target`), and its fake.
 
     `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see
     `cast_for_autocast`).
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    LIBRARY.impl(name, kernel, "CPU")
-    LIBRARY.impl(name, _no_cuda_kernel(name), "CUDA")
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f"glm_ext::{name}", fake, lib=LIBRARY)
     if autocast is not None:
         op = getattr(torch.ops.glm_ext, name)
         for device in AUTOCAST_DEVICES:
             LIBRARY.impl(name, _autocast_kernel(op, autocast, device), f"Autocast{device.upper()}")
-
-
-def _no_cuda_kernel(name: str) -> Callable[..., Any]:
-    def kernel(*args: Any) -> Any:
-        raise NotImplementedError(
-            f"glm_ext.{name}: expected tensors on the CPU, got cuda: torch cannot call the CUDA kernels yet. "
-            "Use glm_ext.ops.reference, or layers with backend 'auto', which run plain torch there"
-        )
-
-    return kernel
 
 
 def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -65,10 +58,32 @@ def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Call
 
 
 def watched(*tensors: Tensor | None) -> bool:
-    """True when the call must take the registered op: the short path is for plain CPU tensors."""
+    """True when the call must take the registered op: the short path is for plain tensors in memory."""
     if torch.compiler.is_compiling():
         return True
-    return not all(t is None or ((type(t) is Tensor or type(t) is Parameter) and t.is_cpu) for t in tensors)
+    return not all(
+        t is None or ((type(t) is Tensor or type(t) is Parameter) and (t.is_cpu or t.is_cuda))
+        for t in tensors
+    )
+
+
+class _Unrecorded:
+    """The context of a forward that no backward will follow: it keeps nothing."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+def short_path(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """`function.apply`, or its forward alone where nothing is recorded: it costs as much as a small op."""
+    recorded = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    # Forward-mode derivatives and torch.func ask the Function too, and get its error.
+    if recorded or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return function.forward(_Unrecorded(), *arguments)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
@@ -92,6 +107,18 @@ def draw_seed(dropout_p: float) -> Tensor | None:
 
 def seed_value(seed: Tensor | None) -> int:
     return 0 if seed is None else int(seed)
+
+
+def target(op: str, tensor: Tensor) -> int | tuple[int, int]:
+    """Where the kernel of a call runs, as the binding takes it: threads, or a GPU and its current stream.
+
+    Raises NotImplementedError for a tensor on a GPU where `op` has no kernel for its dtype.
+    """
+    if tensor.device.type != "cuda":
+        return torch.get_num_threads()
+    require_kernel(op, tensor.dtype)
+    index = tensor.device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
 
 
 class _FirstOrder(torch.autograd.Function):

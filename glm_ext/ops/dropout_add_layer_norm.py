@@ -16,6 +16,8 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     seed_value,
+    short_path,
+    target,
     watched,
 )
 
@@ -75,7 +77,7 @@ def dropout_add_layer_norm(
     if watched(x, residual, weight, bias):
         out = torch.ops.glm_ext.dropout_add_layer_norm(x, residual, weight, bias, seed, eps, dropout_p)
         return out[0], out[1]
-    return _DropoutAddLayerNorm.apply(x, residual, weight, bias, seed, eps, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_DropoutAddLayerNorm, x, residual, weight, bias, seed, eps, dropout_p)  # type: ignore[no-any-return]
 
 
 def _forward(
@@ -91,7 +93,7 @@ def _forward(
     normed, new_residual, mean, rstd = _forward_fake(x, residual, weight, bias, seed, eps, dropout_p)
     _C.dropout_add_layer_norm_forward(
         x, residual, weight.contiguous(), bias.contiguous(), normed, new_residual, mean, rstd,
-        eps, dropout_p, seed_value(seed), torch.get_num_threads(),
+        eps, dropout_p, seed_value(seed), target("dropout_add_layer_norm", x),
     )  # fmt: skip
     return normed, new_residual, mean, rstd
 
@@ -107,7 +109,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
     mean = x.new_empty(x.shape[:-1], dtype=statistics)
-    return x.new_empty(x.shape), x.new_empty(x.shape), mean, torch.empty_like(mean)
+    normed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return normed, torch.empty_like(normed), mean, torch.empty_like(mean)
 
 
 def _backward(
@@ -135,7 +138,7 @@ def _backward(
     _C.dropout_add_layer_norm_backward(
         grad_normed.contiguous(), None if grad_new_residual is None else grad_new_residual.contiguous(),
         new_residual, weight.contiguous(), mean, rstd, grad_x, grad_residual, grad_weight, grad_bias,
-        workspace, dropout_p, seed_value(seed), torch.get_num_threads(),
+        workspace, dropout_p, seed_value(seed), target("dropout_add_layer_norm_backward", grad_normed),
     )  # fmt: skip
     return grads
 

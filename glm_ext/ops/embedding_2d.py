@@ -23,6 +23,8 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     seed_value,
+    short_path,
+    target,
     watched,
 )
 
@@ -88,7 +90,7 @@ def embedding_2d(
     seed = draw_seed(dropout_p)
     if watched(*ids, *tables):
         return torch.ops.glm_ext.embedding_2d(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
-    return _Embedding2D.apply(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_Embedding2D, *ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
 
 
 def _promote(*tables: Tensor) -> tuple[Tensor, ...]:
@@ -111,7 +113,7 @@ def _forward(
     fault = _C.embedding_2d_forward(
         tokens, positions, block_positions,
         token_table.contiguous(), position_table.contiguous(), block_table.contiguous(), out,
-        dropout_p, seed_value(seed), torch.get_num_threads(),
+        dropout_p, seed_value(seed), target("embedding_2d", token_table),
     )  # fmt: skip
     if fault is not None:
         rows = [table.shape[0] for table in (token_table, position_table, block_table)]
@@ -145,19 +147,18 @@ def _backward(
     """The gradients of the wanted tables, in order."""
     tokens, positions, block_positions = _int64(tokens, positions, block_positions)
     rows, width = tokens.numel(), grad.shape[-1]
-    grads = [_zeros(n, width, grad.dtype) for n, want in zip(table_rows, wanted, strict=True) if want]
+    grads = [_zeros(n, width, grad) for n, want in zip(table_rows, wanted, strict=True) if want]
     given = iter(grads)
     grad_token, grad_position, grad_block = (next(given) if want else None for want in wanted)
     token_rows, position_rows, block_rows = table_rows
 
-    order = tokens.new_empty((3, rows))
-    first = tokens.new_empty(sum(table_rows) + 2 * 3)
-    sums = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    pieces = grad.new_empty((rows // _C.embedding_2d_piece_rows, width), dtype=sums)
+    grad, where = grad.contiguous(), target("embedding_2d_backward", grad)
+    workspace = tokens.new_empty(
+        _C.embedding_2d_workspace(rows, width, sum(table_rows), grad.dtype == torch.float64, where)
+    )
     fault = _C.embedding_2d_backward(
-        grad.contiguous(), tokens, positions, block_positions, token_rows, position_rows, block_rows,
-        grad_token, grad_position, grad_block, order, first, pieces,
-        dropout_p, seed_value(seed), torch.get_num_threads(),
+        grad, tokens, positions, block_positions, token_rows, position_rows, block_rows,
+        grad_token, grad_position, grad_block, workspace, dropout_p, seed_value(seed), where,
     )  # fmt: skip
     if fault is not None:
         _raise_out_of_range(fault, (tokens, positions, block_positions), table_rows)
@@ -178,13 +179,15 @@ def _backward_fake(
     return [grad.new_empty((rows, width)) for rows, want in zip(table_rows, wanted, strict=True) if want]
 
 
-def _zeros(rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Zeros by calloc, through numpy: pages fresh from the system are zero already and are not written again.
+def _zeros(rows: int, width: int, like: Tensor) -> Tensor:
+    """Zeros; on a CPU by calloc, through numpy: pages fresh from the system are zero already.
 
     A batch looks up few rows of a vocabulary. To fill the others would take longer than all sums.
     """
-    memory = np.zeros(rows * width * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(rows, width)
+    if not like.is_cpu:
+        return like.new_zeros((rows, width))
+    memory = np.zeros(rows * width * like.dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(like.dtype).view(rows, width)
 
 
 def _int64(*ids: Tensor) -> tuple[Tensor, ...]:

@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from glm_ext import _C
+from glm_ext.ops import _gelu_mlp_library as library
 from glm_ext.ops._arguments import check_floating, check_like, check_shape
-from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, register, watched
+from glm_ext.ops._library import (
+    autocast_dtype,
+    cast_for_autocast,
+    first_order_only,
+    register,
+    short_path,
+    target,
+    watched,
+)
 
 # N rows of x (leading dimensions flattened), E width, F hidden width, O width of the result
 INPUTS = 5  # x, w1, b1, w2, b2: the tensors that gradients are for
@@ -70,7 +79,7 @@ def gelu_mlp(
 
     if watched(x, w1, b1, w2, b2):
         return torch.ops.glm_ext.gelu_mlp(x, w1, b1, w2, b2, approximate, recompute)[0]  # type: ignore[no-any-return]
-    return _GeluMlp.apply(x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_GeluMlp, x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return]
 
 
 def _cast(
@@ -92,16 +101,29 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def _workspace(x: Tensor, size: int) -> Tensor | None:
+    return x.new_empty(size, dtype=torch.float32) if size else None
+
+
 def _forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, approximate: str, recompute: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, pre, post); pre and post are empty where backward does not want them."""
     y, pre, post = _forward_fake(x, w1, b1, w2, b2, approximate, recompute)
-    rows = _rows(x)
-    scratch = rows.new_empty((rows.shape[0], w1.shape[0])) if recompute == "all" else pre
+    rows, where = _rows(x), target("gelu_mlp", x)
+    hidden = (rows.shape[0], w1.shape[0])
+    scratch = rows.new_empty(hidden) if recompute == "all" else pre
+    if library.is_better(x):
+        kept = post.view(hidden) if recompute == "none" else None
+        library.forward(
+            rows, w1, _contiguous(b1), w2, b2, scratch.view(hidden), kept, y.view(len(rows), -1),
+            approximate == "tanh", where,
+        )  # fmt: skip
+        return y, pre, post
+    size = _C.gelu_mlp_forward_workspace(*hidden, recompute == "none", x.element_size(), where)
     _C.gelu_mlp_forward(
         rows, w1, _contiguous(b1), w2, _contiguous(b2), scratch, post if recompute == "none" else None, y,
-        approximate == "tanh", torch.get_num_threads(),
+        _workspace(x, size), approximate == "tanh", where,
     )  # fmt: skip
     return y, pre, post
 
@@ -129,20 +151,30 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, w1, b1, w2, b2; empty where they are not needed."""
     grads = _backward_fake(grad_y, x, w1, b1, w2, pre, post, approximate, recompute, needed)
-    rows, tanh, threads = _rows(x), approximate == "tanh", torch.get_num_threads()
+    rows, tanh, where = _rows(x), approximate == "tanh", target("gelu_mlp_backward", x)
     hidden = (rows.shape[0], w1.shape[0])
     if recompute == "all" and any(needed[:4]):
         pre = rows.new_empty(hidden)
-        _C.gelu_mlp_forward(rows, w1, _contiguous(b1), w2, None, pre, None, None, tanh, threads)
-    grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
-    partials = (_C.gelu_mlp_partials(rows.shape[0]), max(w1.shape[0], w2.shape[0]))
-    sums = rows.new_empty(partials, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        if library.is_better(x):
+            library.forward(rows, w1, _contiguous(b1), w2, None, pre, None, None, tanh, where)
+        else:
+            _C.gelu_mlp_forward(rows, w1, _contiguous(b1), w2, None, pre, None, None, None, tanh, where)
     grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = (
         g if n else None for g, n in zip(grads, needed, strict=True)
     )
+    if library.is_better(x):
+        library.backward(
+            _rows(grad_y), rows, w1, w2, pre.view(hidden) if any(needed[:4]) else pre,
+            post.view(hidden) if recompute == "none" else None,
+            (None if grad_x is None else grad_x.view(rows.shape), grad_w1, grad_b1, grad_w2, grad_b2),
+            tanh, where,
+        )  # fmt: skip
+        return grads
+    grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
+    size = _C.gelu_mlp_backward_workspace(*hidden, w2.shape[0], recompute == "none", x.element_size(), where)
     _C.gelu_mlp_backward(
-        _rows(grad_y), rows, w1, w2, pre, post if recompute == "none" else None, grad_pre, sums,
-        grad_x, grad_w1, grad_b1, grad_w2, grad_b2, tanh, threads,
+        _rows(grad_y), rows, w1, w2, pre, post if recompute == "none" else None, grad_pre,
+        _workspace(x, size), grad_x, grad_w1, grad_b1, grad_w2, grad_b2, tanh, where,
     )  # fmt: skip
     return grads
 

@@ -16,7 +16,15 @@ from glm_ext.ops._arguments import (
     check_shape,
     dtype_name,
 )
-from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, register, watched
+from glm_ext.ops._library import (
+    autocast_dtype,
+    cast_for_autocast,
+    first_order_only,
+    register,
+    short_path,
+    target,
+    watched,
+)
 
 REDUCTIONS = ("none", "sum", "mean")  # in the order of csrc/ops/linear_cross_entropy.h
 
@@ -56,7 +64,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        IndexError: for a counted target out of range, on a CPU.
+        IndexError: for a counted target out of range, on a CPU. On a GPU, where to look would be to wait for
+            the device, it makes the loss NaN.
 
     >>> hidden, weight = torch.zeros(2, 3), torch.randn(5, 3)
     >>> linear_cross_entropy(hidden, weight, torch.tensor([4, -100]), torch.tensor([1.0, 0.0]))  # log 5
@@ -89,7 +98,7 @@ def linear_cross_entropy(
     )  # fmt: skip
     if watched(hidden, weight, targets, loss_mask):
         return torch.ops.glm_ext.linear_cross_entropy(*args)[0]  # type: ignore[no-any-return]
-    return _LinearCrossEntropy.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
+    return short_path(_LinearCrossEntropy, *args)  # type: ignore[no-any-return]
 
 
 def _check_loss_mask(loss_mask: Tensor, hidden: Tensor) -> None:
@@ -135,11 +144,13 @@ def _run(
                 f"targets: expected values in [0, {V}) where the loss has weight, "
                 f"got {int(targets[place])} at {list(place)}"
             )
-    size = _C.linear_cross_entropy_workspace(targets.numel(), E, V)
-    workspace = loss.new_empty(size)
+    where = target("linear_cross_entropy", hidden)
+    workspace = loss.new_empty(
+        _C.linear_cross_entropy_workspace(targets.numel(), E, V, hidden.element_size(), where)
+    )
     _C.linear_cross_entropy(
         hidden, weight, targets, row_weight, loss, grad_hidden, grad_weight, workspace,
-        label_smoothing, REDUCTIONS.index(reduction), torch.get_num_threads(),
+        label_smoothing, REDUCTIONS.index(reduction), where,
     )  # fmt: skip
 
 

@@ -92,6 +92,28 @@ def span_attention(
     return (out, lse) if return_lse else out
 
 
+def span_attention_qkvpacked(
+    qkv: Tensor,
+    prefix_len: Lengths,
+    seq_len: Lengths | None = None,
+    *,
+    start: Lengths | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """`span_attention` of the thirds of qkv [B, S, 3, H, D], as a projection gives them -> [B, H, S, D].
+
+    >>> qkv = torch.randn(1, 4, 3, 2, 8)
+    >>> span_attention_qkvpacked(qkv, prefix_len=1).shape
+    torch.Size([1, 2, 4, 8])
+    """
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return span_attention(  # type: ignore[return-value]
+        query, key, value, prefix_len, seq_len, start=start, dropout_p=dropout_p, scale=scale, seed=seed
+    )
+
+
 def span_attention_varlen(
     query: Tensor,
     key: Tensor,
@@ -207,6 +229,15 @@ def embedding_2d(
     """
     total = F.embedding(tokens, token_table) + F.embedding(positions, position_table)
     return _dropout_rows(total + F.embedding(block_positions, block_table), dropout_p, seed)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias: x [..., E], weight [O, E], bias [O] -> [..., O].
+
+    >>> linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]), torch.tensor([1.0]))
+    tensor([12.])
+    """
+    return F.linear(x, weight, bias)
 
 
 def gelu_mlp(

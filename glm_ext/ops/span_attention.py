@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +17,8 @@ from glm_ext.ops._library import (
     first_order_only,
     register,
     seed_value,
+    short_path,
+    target,
     watched,
 )
 
@@ -72,8 +75,24 @@ def span_attention(
     True
     """
     check_floating("query", query)
-    check_probability("dropout_p", dropout_p)
     query, key, value = cast_for_autocast(autocast_dtype(query.device.type), query, key, value)
+    return attend(
+        checked_arguments(query, key, value, prefix_len, seq_len, start, dropout_p, scale), return_lse
+    )
+
+
+def checked_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_len: Lengths,
+    seq_len: Lengths | None,
+    start: Lengths | None,
+    dropout_p: float,
+    scale: float | None,
+) -> tuple[Any, ...]:
+    """What `_forward` takes, for a dense batch."""
+    check_probability("dropout_p", dropout_p)
     check_heads(query, key, value, 4, "B, Hkv, T, D")
     batch, keys = query.shape[0], key.shape[2]
     check_shape("key", key, (batch, -1, -1, query.shape[3]), "B, Hkv, T, D")
@@ -83,8 +102,7 @@ def span_attention(
 
     seed = draw_seed(dropout_p)
     scale = query.shape[3] ** -0.5 if scale is None else float(scale)
-    arguments = (query, key, value, prefix, length, first, None, seed, scale, dropout_p)
-    return attend(arguments, return_lse)
+    return query, key, value, prefix, length, first, None, seed, scale, dropout_p
 
 
 def check_heads(query: Tensor, key: Tensor, value: Tensor, rank: int, axes: str) -> None:
@@ -116,7 +134,7 @@ def attend(arguments: tuple[Any, ...], return_lse: bool) -> Tensor | tuple[Tenso
     if watched(*arguments[:7]):
         out, lse = torch.ops.glm_ext.span_attention(*arguments)
     else:
-        out, lse = _SpanAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+        out, lse = short_path(_SpanAttention, *arguments)
     return (out, lse) if return_lse else out
 
 
@@ -138,21 +156,27 @@ def _forward(
     out, lse = _forward_fake(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p
     )
-    workspace = _workspace(False, query, key, prefix_len, cu_seqlens)
+    where = target("span_attention", query)
+    workspace = _workspace(False, query, key, prefix_len, cu_seqlens, where)
     _C.span_attention_forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, workspace,
-        scale, dropout_p, seed_value(seed), torch.get_num_threads(),
+        scale, dropout_p, seed_value(seed), where,
     )  # fmt: skip
     return out, lse
 
 
 def _workspace(
-    backward: bool, query: Tensor, key: Tensor, prefix_len: Tensor, cu_seqlens: Tensor | None
+    backward: bool,
+    query: Tensor,
+    key: Tensor,
+    prefix_len: Tensor,
+    cu_seqlens: Tensor | None,
+    where: int | tuple[int, int],
 ) -> Tensor | None:
     packed = cu_seqlens is not None
     rows, keys = (query.shape[0], key.shape[0]) if packed else (query.shape[2], key.shape[2])
     size = _C.span_attention_workspace(
-        backward, prefix_len.shape[0], query.shape[1], query.shape[-1], rows, keys, packed
+        backward, prefix_len.shape[0], query.shape[1], query.shape[-1], rows, keys, packed, where
     )
     return None if size == 0 else query.new_empty(size, dtype=torch.float32)
 
@@ -198,8 +222,6 @@ def _backward(
     scale: float,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if grad_out.stride(-1) != 1:
-        grad_out = grad_out.contiguous()
     grads = _backward_fake(
         grad_out,
         grad_lse,
@@ -216,12 +238,39 @@ def _backward(
         scale,
         dropout_p,
     )
-    workspace = _workspace(True, query, key, prefix_len, cu_seqlens)
-    _C.span_attention_backward(
-        query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, grad_out, grad_lse, *grads,
-        workspace, scale, dropout_p, seed_value(seed), torch.get_num_threads(),
-    )  # fmt: skip
+    write_gradients(
+        grads,
+        grad_out,
+        grad_lse,
+        query,
+        key,
+        value,
+        prefix_len,
+        seq_len,
+        start,
+        cu_seqlens,
+        out,
+        lse,
+        seed,
+        scale,
+        dropout_p,
+    )
     return grads
+
+
+def write_gradients(
+    grads: Sequence[Tensor], grad_out: Tensor, grad_lse: Tensor | None, *saved_and_options: Any
+) -> None:
+    """Fill `grads`, of query, key and value; any strides with unit last stride. The rest as `_backward`."""
+    *tensors, seed, scale, dropout_p = saved_and_options  # query to lse
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    query, key, _, prefix_len, _, _, cu_seqlens, *_ = tensors
+    where = target("span_attention_backward", query)
+    workspace = _workspace(True, query, key, prefix_len, cu_seqlens, where)
+    options = (workspace, scale, dropout_p, seed_value(seed), where)
+    arguments = (*tensors, grad_out, grad_lse, *grads, *options)
+    _C.span_attention_backward(*arguments)
 
 
 def _backward_fake(

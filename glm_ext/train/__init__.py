@@ -10,7 +10,7 @@ from glm_ext.train.config import (
     TrainConfig,
 )
 from glm_ext.train.load import LoadedModel, load_model
-from glm_ext.train.log import RunLog
+from glm_ext.train.log import RunLog, StepRecord
 from glm_ext.train.plot import plot_loss
 from glm_ext.train.trainer import Diverged, Trainer
 
@@ -25,6 +25,7 @@ __all__ = [
     "ObjectivesConfig",
     "OptimConfig",
     "RunLog",
+    "StepRecord",
     "TrainConfig",
     "Trainer",
     "load_checkpoint",

@@ -1,42 +1,39 @@
-"""What one training run is made of: frozen dataclasses, checked when made, stored as config.yaml.
-
-A setting is declared once, with its default and its help. YAML keys and command-line options are both read
-off the declarations, so `--optim.lr 1e-3`, `optim: {lr: 1e-3}` and `OptimConfig(lr=1e-3)` are the same thing.
-"""
+"""What one training run is made of: frozen dataclasses, checked when made, stored as config.yaml."""
 
 from __future__ import annotations
 
-import difflib
-import re
 import typing
-from argparse import ArgumentError
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from glm_ext.config import PRESETS, GLMConfig
 from glm_ext.data.objectives import DocumentSettings, Mixture, standard_objectives
-from glm_ext.train.extras import require
+from glm_ext.train.schedule import SCHEDULES
+from glm_ext.train.settings import (
+    ConfigError,
+    Settings,
+    config_errors,
+    did_you_mean,
+    expect_one_of,
+)
+from glm_ext.train.settings import expect as _expect
+from glm_ext.train.settings import setting as _setting
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "ModelConfig",
+    "ObjectivesConfig",
+    "OptimConfig",
+    "TrainConfig",
+    "config_errors",
+    "did_you_mean",
+]
 
-
-class ConfigError(ValueError):
-    """A setting that the run cannot have; the message says what was expected and what came."""
-
-
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
-def _expect(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+PRECISIONS = ("float32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +106,9 @@ class DataConfig:
     """Which text, and how it is cut into examples."""
 
     path: str | None = _setting(
-        None, ".txt or .jsonl file, or a folder of them; null: the text inside Python"
+        None, "token store of glm-ext prepare; or a file or folder of text; null: the text inside Python"
     )
-    vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text")
+    vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text; a store has its own")
     seq_length: int = _setting(128, "text tokens of an example, before spans are cut out")
     held_out: float = _setting(0.05, "part of the documents that is never trained on")
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
@@ -123,14 +120,16 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warmup and cosine decay; the defaults are those of the public GLM recipes."""
+    """AdamW and its learning rate; the defaults are those of the public GLM recipes."""
 
     lr: float = _setting(1e-3, "peak learning rate")
     betas: tuple[float, float] = _setting((0.9, 0.98), "decay of the two moment estimates")
     eps: float = _setting(1e-6, "added to the root of the second moment")
     weight_decay: float = _setting(0.1, "decoupled weight decay; none on biases and LayerNorm")
+    schedule: str = _setting("cosine", "how the rate falls from its peak: cosine, linear or wsd")
     warmup: float = _setting(0.05, "part of the steps in which the rate rises from 0 to its peak")
-    min_lr_ratio: float = _setting(0.05, "rate at the end of the cosine, relative to the peak")
+    decay: float = _setting(0.1, "part of the steps in which wsd falls, after staying at the peak")
+    min_lr_ratio: float = _setting(0.05, "rate at the end of the schedule, relative to the peak")
     clip: float = _setting(1.0, "largest norm of the whole gradient")
 
     def __post_init__(self) -> None:
@@ -143,13 +142,21 @@ class OptimConfig:
         )
         _expect(self.eps > 0, "optim.eps", "more than 0", self.eps)
         _expect(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
+        expect_one_of(SCHEDULES, "optim.schedule", self.schedule)
         _expect(0 <= self.warmup < 1, "optim.warmup", "a part in [0, 1)", self.warmup)
+        _expect(0 < self.decay <= 1, "optim.decay", "a part in (0, 1]", self.decay)
+        _expect(
+            self.schedule != "wsd" or self.warmup + self.decay <= 1,
+            "optim.decay",
+            f"at most the {1 - self.warmup:g} that optim.warmup leaves",
+            self.decay,
+        )
         _expect(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", "a ratio in [0, 1]", self.min_lr_ratio)
         _expect(self.clip > 0, "optim.clip", "more than 0 (.inf: no clipping)", self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """All settings of a pretraining run.
 
     Example:
@@ -158,7 +165,7 @@ class TrainConfig:
         True
         >>> TrainConfig(steps=0)
         Traceback (most recent call last):
-        glm_ext.train.config.ConfigError: steps: expected at least 1, got 0
+        glm_ext.train.settings.ConfigError: steps: expected at least 1, got 0
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -167,6 +174,9 @@ class TrainConfig:
     steps: int = _setting(400, "optimizer steps")
     batch_size: int = _setting(16, "examples of a micro batch")
     accumulation: int = _setting(1, "micro batches of a step")
+    step_tokens: int | None = _setting(
+        None, "tokens of a step: as many micro batches as it takes to hold them, whatever accumulation says"
+    )
     seed: int = _setting(1234, "initial weights, examples and dropout follow from it")
     eval_every: int = _setting(50, "steps between two looks at the held-out loss")
     eval_batches: int = _setting(16, "held-out batches; always the same ones")
@@ -174,6 +184,12 @@ class TrainConfig:
     keep_last: int = _setting(2, "checkpoints kept; older ones are removed")
     log_every: int = _setting(10, "steps between two lines where there is no terminal")
     max_skipped: int = _setting(10, "non-finite steps in a row after which the run stops")
+    precision: str = _setting("float32", "of the arithmetic: float32, or by autocast bf16 or fp16")
+    checkpoint_activations: bool = _setting(
+        False, "keep only the inputs of each block and compute the rest again in backward: less memory"
+    )
+    compile: bool = _setting(False, "run the model through torch.compile")
+    workers: int = _setting(0, "processes that make batches ahead of time; they change no result")
     device: str = _setting("cpu", "cpu or cuda")
     threads: int | None = _setting(None, "CPU threads; null: as torch finds")
 
@@ -183,104 +199,17 @@ class TrainConfig:
         )
         for name in counts.split():
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("step_tokens", "threads"):
+            value = getattr(self, name)
+            _expect(value is None or value >= 1, name, "at least 1, or null", value)
         _expect(0 <= self.seed < 2**63, "seed", "a number in [0, 2**63)", self.seed)
-        _expect(self.threads is None or self.threads >= 1, "threads", "at least 1, or null", self.threads)
-        _expect(self.device in ("cpu", "cuda"), "device", "cpu or cuda", self.device)
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device: expected a GPU that torch can use, but it finds none; choose cpu")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of to_dict; a missing key takes its default, an unknown one is refused."""
-        parser = config_parser()
-        with config_errors(setting_names()):
-            return from_namespace(parser.parse_object(dict(values)))
-
-    def to_yaml(self, path: Path) -> None:
-        parser = config_parser()
-        path.write_text(parser.dump(parser.parse_object(self.to_dict())), encoding="utf-8")
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> TrainConfig:
-        parser = config_parser()
-        if not path.is_file():
-            raise ConfigError(f"{path}: there is no such configuration file")
-        with config_errors(setting_names()):
-            return from_namespace(parser.parse_path(str(path)))
+        _expect(self.workers >= 0, "workers", "0 or more", self.workers)
+        expect_one_of(PRECISIONS, "precision", self.precision)
+        check_device(self.device)
 
 
-def _leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
-    """(dotted key, type, declaration) of each setting."""
-    hints = typing.get_type_hints(cls)
-    for declared in fields(cls):
-        if is_dataclass(hints[declared.name]):
-            yield from _leaves(hints[declared.name], f"{prefix}{declared.name}.")
-        else:
-            yield prefix + declared.name, hints[declared.name], declared
-
-
-def setting_names() -> list[str]:
-    return [key for key, _, _ in _leaves(TrainConfig)]
-
-
-def config_parser(prog: str = "glm-ext pretrain", description: str = "") -> ArgumentParser:
-    """A parser with one option per setting; it reads YAML files by the same declarations."""
-    jsonargparse = require("jsonargparse", extra="train")
-    parser: ArgumentParser = jsonargparse.ArgumentParser(
-        prog=prog, description=description, exit_on_error=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    for key, hint, declared in _leaves(TrainConfig):
-        default = declared.default_factory() if callable(declared.default_factory) else declared.default
-        parser.add_argument(f"--{key}", type=hint, default=default, help=declared.metadata["help"])
-    return parser
-
-
-def from_namespace(namespace: Namespace) -> TrainConfig:
-    """The TrainConfig in what config_parser() parsed; other options in it are left out."""
-
-    def build(cls: Any, values: dict[str, Any]) -> Any:
-        hints = typing.get_type_hints(cls)
-        made = {}
-        for declared in fields(cls):
-            value, hint = values[declared.name], hints[declared.name]
-            made[declared.name] = build(hint, value) if is_dataclass(hint) else value
-        return cls(**made)
-
-    config: TrainConfig = build(TrainConfig, namespace.as_dict())
-    return config
-
-
-_UNKNOWN_KEY = re.compile(
-    r"unrecognized arguments: --(?P<arg>[\w.-]+)|Option '(?P<key>[^']+)' is not accepted"
-    r"|Group '(?P<group>[^']+)' does not accept option '(?P<inner>[^']+)'"
-)
-
-
-@contextmanager
-def config_errors(known: Sequence[str]) -> Iterator[None]:
-    """Turns what jsonargparse raises into one line, with the nearest existing key for a misspelt one."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (ArgumentError, TypeError, KeyError, ValueError) as error:  # all that jsonargparse raises
-        if found := _UNKNOWN_KEY.search(str(error)):
-            key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
-            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}") from None
-        raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' with the nearest known word, by the whole or by the part after the last dot."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1) or [
-        name
-        for last in difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1)
-        for name in known
-        if name.split(".")[-1] == last
-    ]
-    return f"; did you mean {near[0]!r}?" if near else ""
+def check_device(device: str) -> None:
+    """Raises ConfigError unless torch can use the device."""
+    expect_one_of(("cpu", "cuda"), "device", device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: expected a GPU that torch can use, but it finds none; choose cpu")

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -17,12 +18,30 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What is recorded of a step."""
+
+    loss: float
+    lr: float
+    grad_norm: float  # before clipping
+    tokens_per_second: int  # waiting for data included
+    tokens: int  # seen since the run began, padding left out
+    data_wait: float  # seconds that the step waited for its batches
+    peak_memory: int  # bytes, the most since the process began
+    mfu: float | None  # useful operations a second over the peak, see throughput.py; None: peak unknown
+
+    def speed(self) -> str:
+        share = "" if self.mfu is None else f" ({self.mfu:.0%} of peak)"
+        return f"{self.tokens_per_second:,} tokens/s{share}"
+
+
 class RunLog:
     """The record of a run, from `start` to `steps`.
 
     RUN/metrics.jsonl has one JSON object a line, told apart by their keys:
 
-        {"step", "loss", "lr", "grad_norm", "tokens_per_second", "tokens"}   a step
+        {"step", "loss", ...}        a step: the fields of StepRecord
         {"step", "skipped"}          a step whose loss or gradient was not finite
         {"step", "held_out_loss"}    an evaluation; with several objectives also "held_out_loss/NAME" of each
         {"step", "unigram_loss"}     the baseline, once
@@ -54,19 +73,16 @@ class RunLog:
         self.board.close()
         self.metrics.close()
 
-    def step(
-        self, step: int, *, loss: float, lr: float, grad_norm: float, tokens_per_second: float, tokens: int
-    ) -> None:
-        rate = round(tokens_per_second)
-        self._write(step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=rate, tokens=tokens)
+    def step(self, step: int, record: StepRecord) -> None:
+        self._write(step, **{name: value for name, value in asdict(record).items() if value is not None})
         if self.bar:
-            self.bar.advance(step, loss, self.held_out, rate)
+            self.bar.advance(step, record, self.held_out)
         elif step % self.every == 0 or step == self.steps:
             done = step - self.start
             left = (time.perf_counter() - self.began) / done * (self.steps - step)
             self.message(
-                f"step {step}/{self.steps}  loss {loss:.4f}  lr {lr:.2e}  grad norm {grad_norm:.2f}"
-                f"  {rate:,} tokens/s  {clock(left)} left"
+                f"step {step}/{self.steps}  loss {record.loss:.4f}  lr {record.lr:.2e}"
+                f"  grad norm {record.grad_norm:.2f}  {record.speed()}  {clock(left)} left"
             )
 
     def skipped(self, step: int, reason: str) -> None:
@@ -117,10 +133,10 @@ class _Bar:
         self._task = self._progress.add_task("", total=steps, completed=start)
         self._progress.start()
 
-    def advance(self, step: int, loss: float, held_out: float | None, rate: int) -> None:
-        known = f"loss {loss:.3f}" + ("" if held_out is None else f" · held-out {held_out:.3f}")
+    def advance(self, step: int, record: StepRecord, held_out: float | None) -> None:
+        known = f"loss {record.loss:.3f}" + ("" if held_out is None else f" · held-out {held_out:.3f}")
         self._progress.update(
-            self._task, completed=step, description=f"{known} · {rate:,} tokens/s · time left"
+            self._task, completed=step, description=f"{known} · {record.speed()} · time left"
         )
 
     def print(self, text: str) -> None:

@@ -14,11 +14,18 @@ from pathlib import Path
 
 FUNCTION = re.compile(r"^[0-9a-f]+ <(?P<name>.+)>:$")
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\s+(?P<mnemonic>[a-z]\w*)(?P<operands>.*)$")
+BF16 = re.compile(r"vdpbf16ps|vcvtne2?ps2bf16")
 AVX512 = re.compile(r"%zmm|%k[0-7]|%[xy]mm(?:1[6-9]|2\d|3[01])")
+
+
+SETS = ["avx2", "avx512", "avx512bf16"]  # each runs what those before it run
+NAMESPACES = [f"{len(isa)}{isa}" for isa in SETS]  # as they stand in mangled names
 
 
 def needs(mnemonic: str, operands: str) -> str | None:
     """The least instruction set of this project's that runs an instruction."""
+    if BF16.match(mnemonic):
+        return "avx512bf16"
     if AVX512.search(operands):
         return "avx512"
     return "avx2" if mnemonic.startswith("v") and "mm" in operands else None
@@ -36,7 +43,7 @@ def leaks(library: Path) -> dict[str, str]:
                 name = function["name"]
             elif (instruction := INSTRUCTION.match(line)) and name not in found:
                 needed = needs(instruction["mnemonic"], instruction["operands"])
-                allowed = {"avx512": ["6avx512"], "avx2": ["4avx2", "6avx512"]}.get(needed or "", [])
+                allowed = NAMESPACES[SETS.index(needed) :] if needed else []
                 initialiser = name.startswith("_GLOBAL__sub_I")  # runs at load, on every machine
                 if needed and (initialiser or not any(part in name for part in allowed)):
                     found[name] = line.strip()

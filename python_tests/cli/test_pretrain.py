@@ -109,32 +109,79 @@ def test_signal_saves_and_says_how_to_go_on(tmp_path, small_run, finished, numbe
     assert load_checkpoint(run)[0].state["step"] == stopped_at + 2
 
 
-def test_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, small_run, finished):
-    """Killed without warning after its checkpoint at step 5; twelve steps are the same, with dropout."""
-    run = tmp_path / "run"
-    killed = """
-import os, sys
+KILLED = """
+import os, signal, sys
 from glm_ext.cli import main
-from glm_ext.train import trainer
-save = trainer.save_checkpoint
-def save_and_die(run, step, *args, **kwargs):
-    if step == 10:
-        os._exit(9)
-    return save(run, step, *args, **kwargs)
-trainer.save_checkpoint = save_and_die
-main(sys.argv[1:])
-"""
-    arguments = ["pretrain", *small_run, "--save_every", "5", "--run", str(run)]
-    child = subprocess.run([sys.executable, "-c", killed, *arguments], timeout=120, check=False)
-    assert child.returncode == 9
-    assert load_checkpoint(run)[1].name == "step-5"
-    assert main(["pretrain", "--resume", str(run)]) == 0
+from glm_ext.train import checkpoint, trainer
 
-    whole, parts = load_checkpoint(finished)[0], load_checkpoint(run)[0]
-    assert whole.state == parts.state and torch.equal(whole.rng, parts.rng)
-    for one, other in ((whole.model, parts.model), (whole.optimizer, parts.optimizer)):
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+place, *arguments = sys.argv[1:]
+Trainer = trainer.Trainer
+if place == "micro batch":  # the second one of step 8
+    backward, calls = trainer.Updater.backward, []
+    def counted(updater, loss):
+        calls.append(updater)
+        return die() if len(calls) == 7 * 3 + 2 else backward(updater, loss)
+    trainer.Updater.backward = counted
+elif place == "step":  # between steps 7 and 8
+    step = Trainer.step
+    def last(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        if self.steps_taken == 7:
+            die()
+    Trainer.step = last
+else:  # while step 10 is saved: some files are written
+    save = Trainer.save
+    def half(self):
+        if self.steps_taken == 10:
+            checkpoint._digest = die
+        return save(self)
+    Trainer.save = half
+main(arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        ("step", []),
+        ("save", ["--precision", "bf16", "--workers", "1", "--step_tokens", "300"]),
+        (
+            "micro batch",
+            [
+                "--precision",
+                "fp16",
+                "--workers",
+                "2",
+                "--accumulation",
+                "3",
+                "--checkpoint_activations",
+                "true",
+            ],
+        ),
+    ],
+)
+def test_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, small_run, place, options):
+    """Killed by SIGKILL after its checkpoint at step 5; twelve steps are the same, with dropout."""
+    arguments = ["pretrain", *small_run, *options, "--save_every", "5"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main([*arguments, "--run", str(whole)]) == 0
+    command = [sys.executable, "-c", KILLED, place, *arguments, "--run", str(killed)]
+    child = subprocess.run(command, timeout=120, check=False, stdout=subprocess.DEVNULL)
+    assert child.returncode == -signal.SIGKILL
+    assert load_checkpoint(killed)[1].name == "step-5"
+    assert main(["pretrain", "--resume", str(killed)]) == 0
+
+    expected, found = load_checkpoint(whole)[0], load_checkpoint(killed)[0]
+    assert expected.state == found.state and torch.equal(expected.rng, found.rng)
+    for one, other in ((expected.model, found.model), (expected.optimizer, found.optimizer)):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (whole, killed)]
+    losses = [[(row["step"], row["loss"]) for row in one if "loss" in row] for one in rows]
+    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 13))
 
 
 def test_diverged_run_says_what_to_change(tmp_path, small_run, capsys):
@@ -160,6 +207,8 @@ def refused(capsys, arguments):
         (["--lr", "3"], r"no setting 'lr'; did you mean 'optim.lr'\?"),
         (["--steps", "many"], "many"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--precison", "bf16"], r"no setting 'precison'; did you mean 'precision'\?"),
+        (["--precision", "bf61"], "precision: expected float32, bf16 or fp16, got 'bf61'"),
         (["--model.preset", "tony"], "model.preset: expected one of tiny"),
         (["--model.overrides.hidden_dropuot", "0.1"], "did you mean 'hidden_dropout'"),
         (["--data.seq_length", "500"], "data.seq_length: expected at most 256"),

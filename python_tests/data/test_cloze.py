@@ -64,8 +64,7 @@ def test_held_out_blanks_are_reproducible(split: Split) -> None:
     assert first == second
 
 
-def test_too_little_text_for_blanks_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"at least 3 sentences .* found 1"):
-        held_out_cloze(
-            ["This is the one good sentence of the whole lot. Short one."], np.random.default_rng(0), 3
-        )
+def test_too_little_text_gives_fewer_blanks() -> None:
+    one = ["This is the one good sentence of the whole lot. Short one."]
+    assert len(held_out_cloze(one, np.random.default_rng(0), 3)) == 1
+    assert held_out_cloze(["短。"], np.random.default_rng(0), 3) == []

@@ -118,7 +118,8 @@ def test_an_empty_file_is_skipped_with_a_warning(tmp_path: Path) -> None:
         ),
         ("a.jsonl", b'["text"]', r"a\.jsonl:1: expected an object"),
         ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: expected an object"),
-        ("a.csv", b"text", r"expected a \.txt or a \.jsonl file, got suffix '\.csv'"),
+        ("a.jsonl", b'{"text": "t", "prompt": "p"}', "a.jsonl: has prompts; .* glm-ext prepare"),
+        ("a.csv", b"text", r"expected a file of \.txt, .* got suffix '\.csv'"),
     ],
 )
 def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: bytes, said: str) -> None:

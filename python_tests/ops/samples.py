@@ -116,6 +116,11 @@ def _span_attention(batch: int) -> list[Any]:
     return [query, key, value, prefix_len, seq_len]
 
 
+def _span_attention_qkvpacked(batch: int) -> list[Any]:
+    prefix_len, seq_len = torch.tensor([3, 0, 9, 1, 5])[:batch], torch.tensor([9, 7, 9, 2, 5])[:batch]
+    return [torch.randn(batch, 9, 3, 2, 5), prefix_len, seq_len]
+
+
 def _span_attention_varlen(batch: int) -> list[Any]:
     lengths = torch.tensor([4, 7, 1, 3, 5])[:batch]
     cu_seqlens = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
@@ -134,6 +139,10 @@ def _embedding_2d(batch: int) -> list[Any]:
 
 def _gelu_mlp(batch: int) -> list[Any]:
     return [torch.randn(batch, 3, 5), torch.randn(13, 5), torch.randn(13), torch.randn(7, 13), torch.randn(7)]
+
+
+def _linear(batch: int) -> list[Any]:
+    return [torch.randn(batch, 3, 5), torch.randn(13, 5), torch.randn(13)]
 
 
 def _linear_cross_entropy(batch: int) -> list[Any]:
@@ -161,6 +170,7 @@ def _samples(
 DROPOUT: list[dict[str, Any]] = [{"dropout_p": 0.0}, {"dropout_p": 0.1}]
 SAMPLES = [
     *_samples("span_attention", _span_attention, (0, 1, 2), *DROPOUT, {"dropout_p": 0.1, "return_lse": True}),
+    *_samples("span_attention_qkvpacked", _span_attention_qkvpacked, (0,), *DROPOUT),
     *_samples("span_attention_varlen", _span_attention_varlen, (0, 1, 2), *DROPOUT),
     *_samples("dropout_add_layer_norm", _dropout_add_layer_norm, (0, 1, 2, 3), *DROPOUT),
     *_samples("embedding_2d", _embedding_2d, (3, 4, 5), *DROPOUT),
@@ -171,6 +181,7 @@ SAMPLES = [
         *({"recompute": kept, "approximate": "tanh"} for kept in ("none", "activation", "all")),
         {"recompute": "activation", "approximate": "none"},
     ),
+    *_samples("linear", _linear, (0, 1, 2), {}),
     *_samples(
         "linear_cross_entropy",
         _linear_cross_entropy,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -218,6 +219,16 @@ def test_second_backward_through_a_freed_graph_raises(sample: Sample, path: None
     gradients(outputs, sample.leaves(arguments))
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         gradients(outputs, sample.leaves(arguments))
+
+
+def test_forward_mode_derivatives_raise(sample: Sample) -> None:
+    """Also where no input asks for a gradient: a tangent must never be dropped in silence."""
+    arguments = [a.detach() if isinstance(a, Tensor) else a for a in sample.arguments()]
+    first = sample.differentiable[0]
+    with forward_ad.dual_level():
+        arguments[first] = forward_ad.make_dual(arguments[first], torch.ones_like(arguments[first]))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            sample(*arguments)
 
 
 def test_checkpoint(sample: Sample, path: None) -> None:

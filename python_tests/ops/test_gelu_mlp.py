@@ -20,6 +20,7 @@ CASES = [
     (33, 64, 96, 31),
     (193, 48, 257, 47),
     (7, 300, 521, 5),
+    (12, 513, 259, 30),  # the most rows that are dot products, and odd lengths of them
     (400, 5, 3, 2),
     (1, 256, 1024, 256),  # a decoding step
 ]

@@ -89,7 +89,7 @@ def _run(
     differentiable = [t for t in outputs if t.requires_grad]
     generator = torch.Generator().manual_seed(seed)
     # The incoming gradients are rounded to the tested dtype, so that every run gets the same ones.
-    grads = [torch.randn(t.shape, generator=generator).to(tested).to(t.dtype) for t in differentiable]
+    grads = [torch.randn(t.shape, generator=generator).to(tested).to(t) for t in differentiable]
     leaves = [t for t in inputs if t.is_floating_point()]
     gradients = torch.autograd.grad(differentiable, leaves, grads, allow_unused=True)
     return {

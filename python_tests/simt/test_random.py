@@ -9,6 +9,9 @@ import pytest
 from glm_ext import ops
 from glm_ext.ops import reference
 
+from ..ops import test_gelu_mlp as mlp_tests
+from ..ops import test_linear_cross_entropy as loss_tests
+from ..ops.test_embedding_2d import make_ids, make_tables
 from ..ops.tolerance import check_op
 from .backend import Schedule, Simt
 from .checks import GPU_DTYPES
@@ -45,4 +48,62 @@ def test_span_attention(simt: Simt, seed: int) -> None:
             dropout_p=rng.choice([0.0, 0.2]),
             return_lse=True,
             **options,
+        )
+
+
+def random_schedule(simt: Simt, rng: random.Random) -> None:
+    simt.configure(Schedule("random", seed=rng.randint(1, 10**6), deferred=rng.random() < 0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_embedding_2d(simt: Simt, seed: int) -> None:
+    """Few ids and many, all places of one id among them, with more than one slot and block of the sort."""
+    rng = random.Random(seed)
+    rows, width = (rng.choice([1, 2, 5, 300, 70_000]) for _ in range(3)), rng.choice([8, 13, 256, 300])
+    tables = tuple(rows)
+    ids = make_ids((rng.choice([1, 63, 64, 65, 500, 2049]),), tables)
+    if rng.random() < 0.5:
+        ids[2][: rng.randint(1, len(ids[2]))] = 0
+    random_schedule(simt, rng)
+    with simt.in_place_of_C():
+        check_op(
+            ops.embedding_2d,
+            reference.embedding_2d,
+            [*ids, *make_tables(tables, min(width, 16) if max(tables) > 10_000 else width)],
+            dropout_p=rng.choice([0.0, 0.2]),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_gelu_mlp(simt: Simt, seed: int) -> None:
+    rng = random.Random(seed)
+    unit = rng.choice([1, 8])
+    sizes = [rng.randint(1, 300 // unit) * unit for _ in range(4)]
+    inputs = mlp_tests.make_inputs(*sizes, rng.choice(GPU_DTYPES))
+    random_schedule(simt, rng)
+    with simt.in_place_of_C():
+        check_op(
+            ops.gelu_mlp,
+            reference.gelu_mlp,
+            inputs,
+            approximate=rng.choice(["tanh", "none"]),
+            recompute=rng.choice(["none", "activation", "all"]),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_linear_cross_entropy(simt: Simt, seed: int) -> None:
+    rng = random.Random(seed)
+    shape = rng.randint(1, 700), rng.choice([1, 8, 24, 67]), rng.randint(1, 400)
+    x = loss_tests.Inputs(*shape, rng.choice(GPU_DTYPES), rows=rng.random())
+    kwargs = {"label_smoothing": rng.choice([0.0, 0.1]), "reduction": rng.choice(["mean", "sum", "none"])}
+    random_schedule(simt, rng)
+    with simt.in_place_of_C():
+        check_op(
+            loss_tests.with_targets(ops.linear_cross_entropy, x, x.mask, **kwargs),
+            loss_tests.with_targets(reference.linear_cross_entropy, x, x.mask, **kwargs),
+            [x.hidden, x.weight],
         )

@@ -12,8 +12,8 @@ from glm_ext import ops
 from glm_ext.ops import reference
 
 from ..ops.tolerance import check_op
-from .backend import SCHEDULES, Simt, assert_same_bits
-from .checks import GPU_DTYPES, access_costs, forward_and_backward, same_under
+from .backend import SCHEDULES, Schedule, Simt, assert_same_bits
+from .checks import GPU_DTYPES, access_costs, check_forward, forward_and_backward, same_under
 
 # B, H, Hkv, S, T, D and prefix_len, seq_len, start of each sequence
 Case = tuple[tuple[int, int, int, int, int, int], list[int], list[int] | None, list[int] | None]
@@ -154,6 +154,36 @@ def test_what_padding_holds_reaches_nothing(simt: Simt) -> None:
     assert_same_bits("NaN in padding", clean, poisoned)
     assert all(x.isfinite().all() for x in poisoned)
     assert (poisoned[2][:, :, unseen] == 0).all()
+
+
+LONG_SCHEDULES = [Schedule("skewed"), Schedule("random", 1, deferred=True)]
+
+
+@pytest.mark.parametrize("schedule", LONG_SCHEDULES, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 72])
+def test_long_sequences_take_tiles_of_128_rows(simt: Simt, head_dim: int, schedule: Schedule) -> None:
+    inputs, options = make_inputs(((1, 1, 1, 1031, 1031, head_dim), [300], [1030], [5]), torch.bfloat16)
+    check_forward(
+        simt,
+        ops.span_attention,
+        reference.span_attention,
+        inputs,
+        schedule=schedule,
+        dropout_p=0.1,
+        return_lse=True,
+        **options,
+    )
+
+
+def test_long_packed_sequences_take_tiles_of_128_rows(simt: Simt) -> None:
+    q, k, v = torch.randn(3, 1100, 1, 64).half()
+    check_forward(
+        simt,
+        ops.span_attention_varlen,
+        reference.span_attention_varlen,
+        [q, k, v, torch.tensor([0, 1000]), torch.tensor([10])],
+        return_lse=True,
+    )
 
 
 def test_tiles_of_packed_batches_come_longest_first(simt: Simt) -> None:

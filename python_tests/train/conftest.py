@@ -17,7 +17,10 @@ VOCAB = 17
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    width: int = 8
+    vocab_size: int = VOCAB
+    num_layers: int = 0
+    hidden_size: int = 8
+    ffn_hidden_size: int = 0
 
     def to_dict(self):
         return dataclasses.asdict(self)

@@ -4,7 +4,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from glm_ext.train.log import RunLog, read_metrics
+from glm_ext.train.log import RunLog, StepRecord, read_metrics
 from glm_ext.train.plot import plot_loss
 
 
@@ -13,9 +13,14 @@ class Terminal(io.StringIO):
         return True
 
 
+def record(**values):
+    usual = {"lr": 0.1, "grad_norm": 2.0, "tokens_per_second": 1234, "data_wait": 0.25, "peak_memory": 4096}
+    return StepRecord(**{**usual, "mfu": 0.41, "tokens": 10, **values})
+
+
 def fill(log, steps):
     for step in steps:
-        log.step(step, loss=1 / step, lr=0.1, grad_norm=2.0, tokens_per_second=1234.5, tokens=10 * step)
+        log.step(step, record(loss=1 / step, tokens=10 * step))
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path):
@@ -25,7 +30,8 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
         log.evaluation(25, 0.5)
     lines = printed.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 10/25", "step 20/25", "step 25/25", "step 25/25"]
-    assert "loss 0.1000" in lines[0] and "1,234 tokens/s" in lines[0] and lines[0].endswith("left")
+    assert "loss 0.1000" in lines[0] and "1,234 tokens/s (41% of peak)" in lines[0]
+    assert lines[0].endswith("left")
     assert lines[-1] == "step 25/25  held-out loss 0.5000"
     assert "\x1b" not in printed.getvalue() and "\r" not in printed.getvalue()
 
@@ -49,14 +55,15 @@ def test_metrics_are_json_lines(tmp_path):
         log.unigram(6.5)
         fill(log, [1])
         log.skipped(2, "loss nan")
-        log.step(3, loss=0.5, lr=0.1, grad_norm=float("inf"), tokens_per_second=1.0, tokens=3)
+        log.step(3, record(loss=0.5, grad_norm=float("inf"), mfu=None))
         log.evaluation(3, 4.5)
     rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").open()]
+    usual = {"lr": 0.1, "tokens_per_second": 1234, "tokens": 10, "data_wait": 0.25, "peak_memory": 4096}
     assert rows == [
         {"step": 0, "unigram_loss": 6.5},
-        {"step": 1, "loss": 1.0, "lr": 0.1, "grad_norm": 2.0, "tokens_per_second": 1234, "tokens": 10},
+        {"step": 1, **usual, "loss": 1.0, "grad_norm": 2.0, "mfu": 0.41},
         {"step": 2, "skipped": "loss nan"},
-        {"step": 3, "loss": 0.5, "lr": 0.1, "grad_norm": None, "tokens_per_second": 1, "tokens": 3},
+        {"step": 3, **usual, "loss": 0.5, "grad_norm": None},  # a peak that is not known is left out
         {"step": 3, "held_out_loss": 4.5},
     ]
 

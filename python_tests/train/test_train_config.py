@@ -14,13 +14,17 @@ from glm_ext.train.config import (
 UNUSUAL = TrainConfig(
     steps=7,
     threads=1,
+    step_tokens=1000,
+    precision="bf16",
+    checkpoint_activations=True,
+    workers=2,
     model=ModelConfig(
         preset="base", overrides={"num_layers": 3, "hidden_dropout": 0.25, "approximate": "none"}
     ),
     data=DataConfig(
         path="texts/größe", held_out=0.5, objectives=ObjectivesConfig(token=0.5, document=2.0, per_batch=True)
     ),
-    optim=OptimConfig(lr=3e-5, betas=(0.5, 0.75), clip=float("inf")),
+    optim=OptimConfig(lr=3e-5, betas=(0.5, 0.75), clip=float("inf"), schedule="wsd", decay=0.25),
 )
 
 
@@ -90,6 +94,15 @@ def test_missing_file_is_named(tmp_path):
         (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas"),
         (lambda: OptimConfig(warmup=1.0), "optim.warmup"),
         (lambda: OptimConfig(clip=0.0), "optim.clip"),
+        (lambda: OptimConfig(schedule="step"), "optim.schedule: expected cosine, linear or wsd, got 'step'"),
+        (lambda: OptimConfig(decay=0.0), "optim.decay: expected a part in"),
+        (
+            lambda: OptimConfig(schedule="wsd", warmup=0.5, decay=0.75),
+            "optim.decay: expected at most the 0.5",
+        ),
+        (lambda: TrainConfig(precision="int8"), "precision: expected float32, bf16 or fp16, got 'int8'"),
+        (lambda: TrainConfig(step_tokens=0), "step_tokens: expected at least 1, or null, got 0"),
+        (lambda: TrainConfig(workers=-1), "workers: expected 0 or more, got -1"),
         (lambda: OptimConfig(lr=float("nan")), "optim.lr"),
     ],
 )

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(Backward
 }  // namespace
 
 int64_t span_attention_backward_workspace(const SpanAttention& p) {
-  return RowStatistics(p, nullptr).size * 4 + TileList::size(p) * 4;
+  return RowStatistics(p, nullptr).size * 4 + TileList::size(p, kTileRows) * 4;
 }
 
 void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t stream) {
@@ -63,6 +63,9 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
   check_attention(p);
   check_rows("out", op.out, element_bytes(p.dtype));
   check_rows("grad_out", op.grad_out, element_bytes(p.dtype));
+  check_rows("grad_query", op.grad_query, element_bytes(p.dtype));
+  check_rows("grad_key", op.grad_key, element_bytes(p.dtype));
+  check_rows("grad_value", op.grad_value, element_bytes(p.dtype));
   const RowStatistics statistics(p, op.workspace);
   const TileList rows = {reinterpret_cast<Pack<int, 2>*>(statistics.data + statistics.size)};
   const BackwardLaunch params = {
@@ -72,14 +75,14 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
       .scale_log2 = static_cast<float>(p.scale * kLog2E),
       .keep = KeepRule(p.dropout),
       .rows = rows,
-      .keys = {rows.data + TileList::size(p)},
+      .keys = {rows.data + TileList::size(p, kTileRows)},
   };
-  launch_tile_list(p, TilesOf::rows, params.rows, stream);
-  launch_tile_list(p, TilesOf::keys, params.keys, stream);
+  launch_tile_list(p, TilesOf::rows, kTileRows, params.rows, stream);
+  launch_tile_list(p, TilesOf::keys, kTileRows, params.keys, stream);
   if (p.rows > 0) {
     visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
-      launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows), dim3{kStatisticsThreads, 1, 1}, 0, stream,
-             params);
+      launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, kTileRows), dim3{kStatisticsThreads, 1, 1}, 0,
+             stream, params);
     });
     launch_grad_query(params, stream);
   }

@@ -29,7 +29,7 @@ struct RowStatistics {
 
   RowStatistics(const SpanAttention& p, float* workspace)
       : data(reinterpret_cast<RowStatistic*>(workspace)),
-        head((p.cu_seqlens == nullptr ? (p.rows + 63) / 64 : TileList::size(p)) * 64),
+        head((p.cu_seqlens == nullptr ? (p.rows + 63) / 64 : TileList::size(p, kTileRows)) * 64),
         size(head * p.heads * (p.cu_seqlens == nullptr ? p.batch : 1)) {}
 
   // Of row 0 of a sequence. Packed sequence b begins at or after 64 (first_row / 64 + b): none overlap.

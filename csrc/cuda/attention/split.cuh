@@ -22,7 +22,7 @@ struct SplitKeys {
 
   SplitKeys(const SpanAttention& p, float* workspace) : splits(1), rows(p.batch * p.heads * p.rows) {
     const int64_t blocks = p.batch * p.heads;
-    if (p.cu_seqlens == nullptr && 0 < p.rows && p.rows <= TileList::kTileRows && blocks > 0)
+    if (p.cu_seqlens == nullptr && 0 < p.rows && p.rows <= kTileRows && blocks > 0)
       splits = static_cast<int>(
           std::max(int64_t{1}, std::min({p.keys / kLeastKeys, kWantedBlocks / blocks, kMostSplits})));
     out = workspace;

@@ -28,25 +28,25 @@ struct TileList {
 
   // As many as any lengths could need. The place behind the last sequence counts as one more, which sees
   // nothing: its rows are written too.
-  static int64_t size(const SpanAttention& p) {
-    return p.cu_seqlens == nullptr ? 0 : p.rows / kTileRows + p.batch + 1;
+  static int64_t size(const SpanAttention& p, int tile_rows) {
+    return p.cu_seqlens == nullptr ? 0 : p.rows / tile_rows + p.batch + 1;
   }
-  static constexpr int kTileRows = 64;
 };
 
-void launch_tile_list(const SpanAttention&, TilesOf, TileList, cudaStream_t);
+inline constexpr int kTileRows = 64;
+
+void launch_tile_list(const SpanAttention&, TilesOf, int tile_rows, TileList, cudaStream_t);
 
 // Dense: (tiles, heads, sequences). Packed: (tiles, heads, 1).
-inline dim3 tile_grid(const SpanAttention& p, TilesOf what) {
+inline dim3 tile_grid(const SpanAttention& p, TilesOf what, int tile_rows) {
   const unsigned heads = static_cast<unsigned>(what == TilesOf::rows ? p.heads : p.kv_heads);
-  if (p.cu_seqlens != nullptr) return dim3{static_cast<unsigned>(TileList::size(p)), heads, 1};
-  return dim3{blocks_for(what == TilesOf::rows ? p.rows : p.keys, TileList::kTileRows), heads,
+  if (p.cu_seqlens != nullptr) return dim3{static_cast<unsigned>(TileList::size(p, tile_rows)), heads, 1};
+  return dim3{blocks_for(what == TilesOf::rows ? p.rows : p.keys, tile_rows), heads,
               static_cast<unsigned>(p.batch)};
 }
 
-template <TilesOf kWhat>
+template <TilesOf kWhat, int kSize = kTileRows>
 __device__ __forceinline__ Tile find_tile(const SpanAttention& p, TileList list, int index) {
-  constexpr int kSize = TileList::kTileRows;
   Tile tile = {static_cast<int>(blockIdx.z), index * kSize, 0, {}};
   if (p.cu_seqlens == nullptr) {
     tile.sequence = p.sequence(tile.b);

@@ -50,9 +50,10 @@ void run_tile_list(View cu_seqlens, View prefix_len, View tiles, int64_t rows, b
   p.rows = rows;
   p.cu_seqlens = static_cast<const int64_t*>(cu_seqlens.data);
   p.prefix_len = static_cast<const int64_t*>(prefix_len.data);
-  GLM_CHECK(tiles.shape[0] == TileList::size(p), "tiles: expected ", TileList::size(p), " of them");
-  launch_tile_list(p, keys ? TilesOf::keys : TilesOf::rows, {static_cast<Pack<int, 2>*>(tiles.data)},
-                   nullptr);
+  GLM_CHECK(tiles.shape[0] == TileList::size(p, kTileRows), "tiles: expected ", TileList::size(p, kTileRows),
+            " of them");
+  launch_tile_list(p, keys ? TilesOf::keys : TilesOf::rows, kTileRows,
+                   {static_cast<Pack<int, 2>*>(tiles.data)}, nullptr);
 }
 
 }  // namespace

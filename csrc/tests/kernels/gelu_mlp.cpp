@@ -28,7 +28,7 @@ void check(int64_t N, int64_t E, int64_t F, int64_t O, Gelu kind, bool keep_post
        grad_pre = unwritten<T>(N * F);
   auto grad_x = unwritten<T>(N * E), grad_w1 = unwritten<T>(F * E), grad_b1 = unwritten<T>(F);
   auto grad_w2 = unwritten<T>(O * F), grad_b2 = unwritten<T>(O);
-  auto sums = unwritten<Compute<T>>(gelu_mlp_partials(N) * std::max(F, O));
+  auto sums = unwritten<Compute<T>>(sum_groups(N) * std::max(F, O));
   const GeluMlpShape shape = {kDType<T>, kind, N, E, F, O};
   cpu::kernels().gelu_mlp_forward({
       .shape = shape,

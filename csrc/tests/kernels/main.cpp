@@ -8,6 +8,7 @@ int main() {
   glm::test::test_dropout_add_layer_norm();
   glm::test::test_embedding_2d();
   glm::test::test_gelu_mlp();
+  glm::test::test_linear();
   glm::test::test_linear_cross_entropy();
   glm::test::test_span_attention();
   return glm::test::finish();

@@ -17,6 +17,7 @@ namespace glm::test {
 void test_dropout_add_layer_norm();
 void test_embedding_2d();
 void test_gelu_mlp();
+void test_linear();
 void test_linear_cross_entropy();
 void test_span_attention();
 

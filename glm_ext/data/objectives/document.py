@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..bits import Flags
 from ..blocks import Example, Weights, make_blocks, make_prefix
 from ..spans import Ints, Spans, document_segments
 from ..special import SpecialIds
@@ -40,6 +41,7 @@ def document_span(
     settings: DocumentSettings = DocumentSettings(),
     *,
     weights: Weights | None = None,
+    ends: Flags | None = None,
 ) -> Example | None:
     """One example of a text `[CLS] document eos [CLS] document ...` with one [gMASK].
 

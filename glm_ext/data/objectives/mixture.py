@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..bits import Flags
 from ..blocks import Example, Weights
 from ..spans import Ints
 from ..special import SpecialIds
@@ -24,11 +25,19 @@ from .token_spans import TokenSpanSettings, token_spans
 class Objective(Protocol):
     """Makes an example of a text, all randomness from rng; None if the text does not fit.
 
-    weights: loss weights of the text's tokens (default 1), e.g. 0 on a prompt.
+    weights: loss weights of the text's tokens (default 1), e.g. 0 on a prompt. ends: which of the tokens end
+    a sentence, where the corpus knows (an objective that does not ask ignores it).
     """
 
     def __call__(
-        self, tokens: Ints, rng: np.random.Generator, ids: SpecialIds, /, *, weights: Weights | None = None
+        self,
+        tokens: Ints,
+        rng: np.random.Generator,
+        ids: SpecialIds,
+        /,
+        *,
+        weights: Weights | None = None,
+        ends: Flags | None = None,
     ) -> Example | None: ...
 
 
@@ -117,10 +126,11 @@ class Mixture:
         /,
         *,
         weights: Weights | None = None,
+        ends: Flags | None = None,
     ) -> Example | None:
         if self.short and rng.random() < self.short:
-            tokens, weights = crop(tokens, rng, ids, weights=weights)
-        example = self.objectives[name](tokens, rng, ids, weights=weights)
+            tokens, weights, ends = crop(tokens, rng, ids, weights=weights, ends=ends)
+        example = self.objectives[name](tokens, rng, ids, weights=weights, ends=ends)
         if example is not None and self.block_mask and name in ("token", "single"):
             example = block_mask(example, rng, ids, self.block_mask)
         return example

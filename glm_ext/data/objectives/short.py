@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..bits import Flags
 from ..blocks import Weights
 from ..spans import Ints
 from ..special import SpecialIds
@@ -16,18 +17,19 @@ def crop(
     *,
     min_length: int = 32,
     weights: Weights | None = None,
-) -> tuple[Ints, Weights | None]:
-    """[CLS] and a piece of the text, at a uniform place, and the piece's weights (0 on the [CLS]).
+    ends: Flags | None = None,
+) -> tuple[Ints, Weights | None, Flags | None]:
+    """[CLS] and a piece of the text, at a uniform place; the piece's weights (0 on the [CLS]) and ends.
 
     The length is uniform in min_length .. N - 1, [CLS] included (one less where the piece begins with a
     document). A text no longer than min_length stays as it is.
 
-    >>> short, _ = crop(np.arange(100, 200), np.random.default_rng(0), SpecialIds())
+    >>> short, _, _ = crop(np.arange(100, 200), np.random.default_rng(0), SpecialIds())
     >>> int(short[0]) == SpecialIds().cls, 32 <= len(short) < 100
     (True, True)
     """
     if len(tokens) <= min_length:
-        return tokens, weights
+        return tokens, weights, ends
     length = int(rng.integers(min_length, len(tokens)))
     begin = int(rng.integers(0, len(tokens) - length, endpoint=True))
     end = begin + length
@@ -35,8 +37,10 @@ def crop(
         begin += 1
     short = tokens[begin:end].copy()
     short[0] = ids.cls
-    if weights is None:
-        return short, None
-    short_weights = weights[begin:end].copy()
-    short_weights[0] = 0.0
-    return short, short_weights
+    if weights is not None:
+        weights = weights[begin:end].copy()
+        weights[0] = 0.0
+    if ends is not None:
+        ends = ends[begin:end].copy()
+        ends[0] = False
+    return short, weights, ends

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..bits import Flags
 from ..blocks import Example, Weights, make_blocks
 from ..spans import Ints, document_segments, sample_document_spans, sample_span_lengths
 from ..special import SpecialIds
@@ -40,6 +41,7 @@ def token_spans(
     settings: TokenSpanSettings = TokenSpanSettings(),
     *,
     weights: Weights | None = None,
+    ends: Flags | None = None,
 ) -> Example | None:
     """One example of a text `[CLS] document eos [CLS] document ...`: spans drawn, placed and shuffled by rng.
 

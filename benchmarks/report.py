@@ -1,0 +1,114 @@
+"""Measurements as tables and pictures: benchmarks/results -> README.md, docs/performance.md, docs/images.
+
+    python -m benchmarks.report            after new files in benchmarks/results
+    python -m benchmarks.report --check    fails if the pages do not say what the files say
+
+A page asks for a table by a pair of comments, and what stands between them is rewritten:
+
+    <!-- table cpu-ops-2-avx512 -->        of benchmarks/results/cpu-ops-2-avx512.json
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from .cases import OURS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ROOT / "README.md", ROOT / "docs" / "performance.md"
+BLOCK = re.compile(r"<!-- table ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+Report = dict[str, Any]  # {"conditions": {...}, "cases": [...]} of benchmarks.compare
+
+
+def read(name: str) -> Report:
+    report: Report = json.loads((RESULTS / f"{name}.json").read_text())
+    return report
+
+
+def table(report: Report) -> str:
+    """One row a case: median with p20-p80, what it reaches, and how many times longer each peer takes."""
+    rows = ["| op | work | glm_ext | reaches | peers: times longer |", "| --- | --- | --- | --- | --- |"]
+    for case in report["cases"]:
+        ours = case["peers"][OURS]
+        peers = [f"{name} {ratio(case, name):.2f}x" for name in case["peers"] if name != OURS]
+        columns = [f"`{case['op']}`", case["name"], spread(ours), reached(case), ", ".join(peers)]
+        rows.append(f"| {' | '.join(columns)} |")
+    return "\n".join([*rows, "", conditions(report), ""])
+
+
+def ratio(case: dict[str, Any], peer: str) -> float:
+    quotient: float = case["peers"][peer]["median"] / case["peers"][OURS]["median"]
+    return quotient
+
+
+def spread(times: dict[str, float]) -> str:
+    return f"{1e3 * times['median']:.3g} ms ({1e3 * times['p20']:.3g}-{1e3 * times['p80']:.3g})"
+
+
+def reached(case: dict[str, Any], peer: str = OURS) -> str:
+    """Useful arithmetic as a share of the peak, or the memory traffic that the result needs a second."""
+    seconds = case["peers"][peer]["median"]
+    if case["flops"]:
+        gflops = gflops_of(case, peer)
+        return f"{gflops:.0f} GFLOP/s, {gflops / case['peak_gflops']:.0%} of peak"
+    return f"{case['bytes'] / seconds * 1e-9:.1f} GB/s"
+
+
+def gflops_of(case: dict[str, Any], peer: str = OURS) -> float:
+    rate: float = case["flops"] / case["peers"][peer]["median"] * 1e-9
+    return rate
+
+
+def conditions(report: Report) -> str:
+    """Under which a table holds, in one line of small print."""
+    given = report["conditions"]
+    threads = "1 thread" if given["threads"] == 1 else f"{given['threads']} threads"
+    peak = max(case["peak_gflops"] for case in report["cases"])
+    return (
+        f"*{given['cpu']}, {given['isa']}, {threads} of {given['cores']} cores, peak {peak:.0f} GFLOP/s "
+        f"(float32 multiply-add), torch {given['torch']}, {given['compiler']}, {given['allocator']}, "
+        f"{given['date']}, commit {given['commit']}. Peers take turns in one process; median (p20-p80).*"
+    )
+
+
+def rewritten(page: str) -> str:
+    """The page with every table made anew."""
+
+    def fill(block: re.Match[str]) -> str:
+        return f"<!-- table {block[1]} -->\n{table(read(block[1]))}<!-- end -->"
+
+    return BLOCK.sub(fill, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail where a page is not current"
+    )
+    options = parser.parse_args()
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        if (new := rewritten(text)) == text:
+            continue
+        if options.check:
+            raise SystemExit(
+                f"{path.name} is not what benchmarks/results say; run python -m benchmarks.report"
+            )
+        path.write_text(new, encoding="utf-8")
+    if not options.check:
+        from .plots import draw_all
+
+        draw_all(ROOT / "docs" / "images")
+
+
+if __name__ == "__main__":
+    main()

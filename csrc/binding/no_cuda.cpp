@@ -1,0 +1,17 @@
+// What the binding sees of CUDA in a build without it: no kernel, no device.
+#include "cuda/device.h"
+#include "cuda/kernels.h"
+
+namespace glm::cuda {
+
+const Kernels& kernels() {
+  static const Kernels none = {};
+  return none;
+}
+
+std::vector<Device> devices() { return {}; }
+
+DeviceGuard::DeviceGuard(int) : before_(0) {}
+DeviceGuard::~DeviceGuard() = default;
+
+}  // namespace glm::cuda

@@ -1,0 +1,14 @@
+// Every call of glm_ext_simt is for the CUDA kernels, and runs on the host (simt/kernels.cpp).
+#include "binding/target.h"
+
+bool pybind11::detail::type_caster<glm::Target>::load(handle, bool) {
+  value.gpu = true;
+  return true;
+}
+
+namespace glm::cuda {
+
+DeviceGuard::DeviceGuard(int) : before_(0) {}
+DeviceGuard::~DeviceGuard() = default;
+
+}  // namespace glm::cuda

@@ -1,0 +1,47 @@
+"""glm-ext generate: a text continued, or written out of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glm_ext.cli.errors import user_errors
+from glm_ext.cli.generation_options import add_generation_options, generation_config
+from glm_ext.generate import generate, stream
+from glm_ext.train.config import config_errors
+from glm_ext.train.extras import require
+from glm_ext.train.load import load_model
+
+_DESCRIPTION = """Continues a prompt, or writes a text out of nothing where none is given; shows it as it is
+written. By default it draws at temperature 0.8 up to 128 tokens; with --num_beams it searches first and shows
+the result."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    with user_errors():
+        jsonargparse = require("jsonargparse", extra="train")
+        parser = jsonargparse.ArgumentParser(
+            prog="glm-ext generate", description=_DESCRIPTION, exit_on_error=False
+        )
+        parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
+        parser.add_argument("prompt", type=str, nargs="?", default="", help="plain text; nothing by default")
+        parser.add_argument(
+            "--mask", type=str, default="[gMASK]", help="[gMASK]: a long continuation; [sMASK]: sentences"
+        )
+        known = ["mask", *add_generation_options(parser, max_length=None, temperature=None, top_p=0.95)]
+        with config_errors(known):
+            options = parser.parse_args(list(arguments))
+        model, tokenizer = load_model(options.run)
+        config = generation_config(
+            options,
+            max_length=min(128, model.config.max_positions - 1),
+            temperature=0.8 if options.num_beams == 1 else 0.0,
+        )
+        if config.num_beams > 1:
+            pieces = iter([generate(model, tokenizer, options.prompt, config, mask=options.mask)])
+        else:
+            pieces = stream(model, tokenizer, options.prompt, config, mask=options.mask)
+    print(options.prompt.rstrip(), end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return 0

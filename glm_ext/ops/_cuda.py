@@ -1,0 +1,49 @@
+"""Which ops have CUDA kernels, and for which dtypes: the one table of what runs on a GPU.
+
+A line here stands for a kernel in the table of csrc/cuda/kernels.cu. Where an op or a dtype has none, the op
+says so, and layers with backend "auto" run plain torch for that op alone (glm_ext/ops/auto.py).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from glm_ext import _C
+
+BUILT = _C.cuda_architectures() != ""
+
+_ALL = (torch.float32, torch.bfloat16, torch.float16)
+KERNELS: dict[str, tuple[torch.dtype, ...]] = {
+    "dropout_add_layer_norm": _ALL,
+    "dropout_add_layer_norm_backward": _ALL,
+    "embedding_2d": _ALL,
+    "embedding_2d_backward": _ALL,
+    "gelu_mlp": _ALL,
+    "gelu_mlp_backward": _ALL,
+    "linear_cross_entropy": _ALL,
+    "linear_cross_entropy_backward": _ALL,
+    "span_attention": _ALL,
+    "span_attention_backward": _ALL,
+}
+
+
+def has_kernel(op: str, dtype: torch.dtype, gradient: bool = False) -> bool:
+    """Whether this build runs `op` on a GPU; with `gradient`, whether it also runs its backward there."""
+    names = (op, f"{op}_backward") if gradient else (op,)
+    return BUILT and all(dtype in KERNELS.get(name, ()) for name in names)
+
+
+def require_kernel(op: str, dtype: torch.dtype) -> None:
+    if has_kernel(op, dtype):
+        return
+    dtypes = ", ".join(str(d).removeprefix("torch.") for d in KERNELS.get(op, ()))
+    if not BUILT:
+        reason = "this build of glm_ext has no CUDA kernels; build it with GLM_CUDA=on"
+    elif not dtypes:
+        reason = "it has no CUDA kernel yet"
+    else:
+        reason = f"its CUDA kernels take {dtypes}, got {str(dtype).removeprefix('torch.')}"
+    raise NotImplementedError(
+        f"glm_ext.{op}: expected tensors on the CPU, got cuda: {reason}. Or use glm_ext.ops.reference, or "
+        "layers with backend 'auto', which run plain torch there"
+    )

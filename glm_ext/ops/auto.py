@@ -1,0 +1,51 @@
+"""The ops as layers with backend "auto" call them on a GPU.
+
+Fused where this build has the kernels, forward and backward, for the dtype at hand; plain torch
+(glm_ext.ops.reference) else. Op by op, by the table in _cuda.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm_ext import ops
+from glm_ext.ops import reference
+from glm_ext.ops._cuda import has_kernel
+from glm_ext.ops._library import autocast_dtype
+
+
+def _choose(
+    name: str, kernel: str | None = None, fits: Callable[[Tensor], bool] = lambda first: True
+) -> Callable[..., Any]:
+    fused, plain = getattr(ops, name), getattr(reference, name)
+
+    def op(*args: Any, **kwargs: Any) -> Any:
+        tensors = [t for t in args if isinstance(t, Tensor) and t.is_floating_point()]
+        dtype = tensors[0].dtype
+        if dtype != torch.float64:
+            dtype = autocast_dtype(tensors[0].device.type) or dtype
+        gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        runs = fits(tensors[0]) and has_kernel(kernel or name, dtype, gradient)
+        return (fused if runs else plain)(*args, **kwargs)
+
+    op.__name__ = op.__qualname__ = name
+    return op
+
+
+def _whole_accesses(query: Tensor) -> bool:
+    """The attention kernels move 16 bytes of a head at a time."""
+    return query.shape[-1] % 8 == 0
+
+
+dropout_add_layer_norm = _choose("dropout_add_layer_norm")
+embedding_2d = _choose("embedding_2d")
+gelu_mlp = _choose("gelu_mlp")
+linear = _choose("linear")
+linear_cross_entropy = _choose("linear_cross_entropy")
+span_attention = _choose("span_attention", fits=_whole_accesses)
+span_attention_qkvpacked = _choose("span_attention_qkvpacked", "span_attention", _whole_accesses)
+span_attention_varlen = _choose("span_attention_varlen", "span_attention", _whole_accesses)

@@ -1,0 +1,153 @@
+"""Settings as frozen dataclasses: each is declared once, with its default and its help.
+
+YAML keys and command-line options are both read off the declarations, so `--optim.lr 1e-3`,
+`optim: {lr: 1e-3}` and `OptimConfig(lr=1e-3)` are the same thing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm_ext.train.extras import require
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from typing_extensions import Self
+
+
+class ConfigError(ValueError):
+    """A setting that the run cannot have; the message says what was expected and what came."""
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field of a settings class; one whose default is MISSING must be given."""
+    return field(default=default, metadata={"help": help})
+
+
+def expect(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+def expect_one_of(choices: Iterable[str], name: str, value: object) -> None:
+    *others, last = choices
+    expect(value in (*others, last), name, f"{', '.join(others)} or {last}", value)
+
+
+class Settings:
+    """All settings of a command, and how they are stored; a frozen dataclass inherits it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(typing.cast(Any, self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict; a missing key takes its default, an unknown one is refused."""
+        with config_errors(setting_names(cls)):
+            return from_namespace(cls, config_parser(cls).parse_object(dict(values)))
+
+    def to_yaml(self, path: Path) -> None:
+        parser = config_parser(type(self))
+        path.write_text(parser.dump(parser.parse_object(self.to_dict())), encoding="utf-8")
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        if not path.is_file():
+            raise ConfigError(f"{path}: there is no such configuration file")
+        with config_errors(setting_names(cls)):
+            return from_namespace(cls, config_parser(cls).parse_path(str(path)))
+
+
+def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str = "") -> ArgumentParser:
+    """A parser with one option per setting; it reads YAML files by the same declarations."""
+    jsonargparse = require("jsonargparse", extra="train")
+    parser: ArgumentParser = jsonargparse.ArgumentParser(
+        prog=prog, description=description, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    for key, hint, default, help in _leaves(cls):
+        given = {"required": True} if default is MISSING else {"default": default}
+        parser.add_argument(f"--{key}", type=hint, help=help, **given)
+    return parser
+
+
+def setting_names(cls: type[Settings]) -> list[str]:
+    """The dotted key of each setting."""
+    return [key for key, *_ in _leaves(cls)]
+
+
+def _leaves(cls: Any, prefix: str = "", instance: Any = MISSING) -> Iterator[tuple[str, Any, Any, str]]:
+    """(dotted key, type, default or MISSING, help) of each setting.
+
+    The defaults of a group are those of the instance that the class around it starts from.
+    """
+    hints = typing.get_type_hints(cls)
+    for declared in fields(cls):
+        name, hint = declared.name, hints[declared.name]
+        if instance is not MISSING:
+            default = getattr(instance, name)
+        else:
+            factory = declared.default_factory
+            default = factory() if callable(factory) else declared.default
+        if is_dataclass(hint):
+            yield from _leaves(hint, f"{prefix}{name}.", default)
+        else:
+            yield prefix + name, hint, default, declared.metadata["help"]
+
+
+_S = typing.TypeVar("_S", bound=Settings)
+
+
+def from_namespace(cls: type[_S], namespace: Namespace) -> _S:
+    """The settings in what config_parser(cls) parsed; other options in it are left out."""
+
+    def build(cls: Any, values: dict[str, Any]) -> Any:
+        hints = typing.get_type_hints(cls)
+        made = {}
+        for declared in fields(cls):
+            value, hint = values[declared.name], hints[declared.name]
+            made[declared.name] = build(hint, value) if is_dataclass(hint) else value
+        return cls(**made)
+
+    made: _S = build(cls, namespace.as_dict())
+    return made
+
+
+_UNKNOWN_KEY = re.compile(
+    r"unrecognized arguments: --(?P<arg>[\w.-]+)|Option '(?P<key>[^']+)' is not accepted"
+    r"|Group '(?P<group>[^']+)' does not accept option '(?P<inner>[^']+)'"
+)
+
+
+@contextmanager
+def config_errors(known: Sequence[str]) -> Iterator[None]:
+    """Turns what jsonargparse raises into one line, with the nearest existing key for a misspelt one."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ArgumentError, TypeError, KeyError, ValueError) as error:  # all that jsonargparse raises
+        if found := _UNKNOWN_KEY.search(str(error)):
+            key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
+            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}") from None
+        raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' with the nearest known word, by the whole or by the part after the last dot."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1) or [
+        name
+        for last in difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1)
+        for name in known
+        if name.split(".")[-1] == last
+    ]
+    return f"; did you mean {near[0]!r}?" if near else ""

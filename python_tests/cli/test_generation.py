@@ -1,0 +1,100 @@
+"""glm-ext fill and glm-ext generate, on a model of a few steps."""
+
+import io
+import sys
+
+import pytest
+
+from glm_ext.cli import main
+from glm_ext.generate import fill, generate
+from glm_ext.train.load import load_model
+
+
+@pytest.fixture(scope="module")
+def run(small_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generation") / "run"
+    assert main(["pretrain", *small_run, "--run", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def glm_ext(capsys):
+    """glm_ext(command, arguments...) -> (exit code, what was printed, what was complained about)."""
+
+    def call(*arguments):
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+TEXT = "The [MASK] sees another [MASK] near the old house."
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"order": [1, 0]}, {"num_beams": 2}, {"temperature": 1.0, "top_p": 0.9, "seed": 4}],
+)
+def test_fill_is_the_python_function(glm_ext, run, settings):
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    code, printed, _ = glm_ext("fill", run, TEXT, "--max_length", 5, *options)
+    assert code == 0
+    assert printed == fill(*load_model(run), TEXT, max_length=5, **settings).text + "\n"
+
+
+def test_fill_reads_lines_from_a_pipe(glm_ext, run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}\n\nThe cat [MASK].\n"))
+    code, printed, _ = glm_ext("fill", run, "--max_length", 5)
+    model = load_model(run)
+    expected = [fill(*model, text, max_length=5).text for text in (TEXT, "The cat [MASK].")]
+    assert code == 0 and printed.splitlines() == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no blank\n"))
+    code, _, complaint = glm_ext("fill", run)
+    assert code == 2 and "no blank to fill in 'no blank'" in complaint
+
+
+def test_fill_talks_on_a_terminal(glm_ext, run, monkeypatch):
+    terminal = io.StringIO(f"no blank\n{TEXT}\n\nnever read [MASK]\n")
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr("builtins.input", lambda prompt: terminal.readline().rstrip("\n"))
+    code, printed, _ = glm_ext("fill", run, "--max_length", 5)
+    asks, complaint, filled = printed.splitlines()
+    assert code == 0 and "[sMASK]" in asks and "no blank to fill in" in complaint
+    assert filled == fill(*load_model(run), TEXT, max_length=5).text
+
+
+@pytest.mark.parametrize("prompt", [[], ["The cat sees"]])
+def test_generate_is_the_python_function(glm_ext, run, prompt):
+    code, printed, _ = glm_ext("generate", run, *prompt, "--seed", 2, "--min_length", 5, "--max_length", 9)
+    written = generate(
+        *load_model(run), *prompt, seed=2, min_length=5, max_length=9, temperature=0.8, top_p=0.95
+    )
+    assert code == 0 and written and printed == "".join(prompt) + written + "\n"
+
+
+def test_generate_with_beams(glm_ext, run):
+    code, printed, _ = glm_ext(
+        "generate", run, "The cat", "--num_beams", 3, "--mask", "[sMASK]", "--max_length", 31
+    )
+    written = generate(*load_model(run), "The cat", mask="[sMASK]", num_beams=3, max_length=31)
+    assert code == 0 and printed == f"The cat{written}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fill", "RUN", "no blank"], "no blank to fill in 'no blank': write [MASK]"),
+        (["fill", "RUN", TEXT, "--order", "[0]"], "order: expected each of 0 to 1 once, got [0]"),
+        (["fill", "RUN", TEXT, "--top_q", "0.5"], "did you mean 'top_"),
+        (["fill", "RUN", TEXT, "--top_p", "2"], "top_p: expected 0 < top_p <= 1, got 2.0"),
+        (["fill", "RUN", TEXT, "--max_length", "5000"], "for this model, got 5000"),
+        (["generate", "RUN", "word " * 2000], "(max_positions); shorten it"),
+        (["generate", "RUN", "--mask", "MASK"], "mask: expected one of [MASK]"),
+        (["generate", "/no/such/run"], "/no/such/run"),
+    ],
+)
+def test_mistakes_are_one_line(glm_ext, run, arguments, message):
+    code, _, complaint = glm_ext(*[run if argument == "RUN" else argument for argument in arguments])
+    assert code == 2 and message in complaint and complaint.count("\n") == 1

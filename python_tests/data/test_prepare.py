@@ -1,0 +1,225 @@
+"""glm_ext.data.prepare: the store of real files, in any number of processes and across stops."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glm_ext.data import (
+    ExampleBatches,
+    GLMTokenizer,
+    PrepareSettings,
+    find_sentences,
+    open_store,
+    prepare,
+    standard_objectives,
+)
+from glm_ext.data.prepare import chunks
+
+from .sentence_texts import random_sentences
+
+SENTENCES = [
+    f"The {a} of the {b} is {c}. " for a in ("cat", "dog") for b in ("house", "mill") for c in ("old", "new")
+]
+TOKENIZER = GLMTokenizer.train(SENTENCES * 3, vocab_size=320)
+SMALL = PrepareSettings(punkt=False, shard_bytes=400)
+
+
+def given(texts: Iterator[str]) -> GLMTokenizer:
+    return TOKENIZER
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.txt").write_text("".join(SENTENCES[number:] * 2))
+    records = [{"text": sentence, "prompt": "Say: "} for sentence in SENTENCES]
+    (folder / "z.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in store.iterdir()}
+
+
+def test_the_store_holds_the_documents(sources: Path, tmp_path: Path) -> None:
+    header = prepare([sources], tmp_path / "store", given, settings=SMALL)
+    documents, tokenizer, read = open_store(tmp_path / "store")
+    texts = [tokenizer.decode(documents[d].tolist()) for d in range(len(documents))]
+    assert texts[:6] == [(sources / f"{number}.txt").read_text() for number in range(6)]
+    assert texts[6:] == [f"Say: {sentence}" for sentence in SENTENCES]
+    assert all(documents[d][-1] == tokenizer.eos_id for d in range(len(documents)))
+    assert header == read and header["documents"] == len(texts) and header["files_read"] == 7
+    assert documents.weights is not None
+    for d in range(6, len(texts)):
+        weights = documents.weights[documents.where(d)]
+        prompt = len(tokenizer.encode("Say: "))
+        assert not weights[:prompt].any() and weights[prompt:].all()
+    assert {file.name for file in (tmp_path / "store").iterdir()} == {*header["files"], "store.json"}
+    batch = ExampleBatches(documents=documents, ids=tokenizer.ids, batch_size=4, max_length=32).batch(0)
+    assert batch.num_targets > 0
+
+
+def test_any_number_of_processes_makes_the_same_store(sources: Path, tmp_path: Path) -> None:
+    stores = [tmp_path / "one", tmp_path / "two"]
+    for workers, store in enumerate(stores, start=1):
+        prepare([sources], store, given, settings=SMALL, workers=workers)
+    assert contents(stores[0]) == contents(stores[1])
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(sources: Path, tmp_path: Path) -> None:
+    killed = """
+import os, sys
+from glm_ext.data import GLMTokenizer, PrepareSettings, prepare
+def progress(done, total):
+    if done == 2:
+        os._exit(9)
+prepare([sys.argv[1]], sys.argv[2], lambda texts: GLMTokenizer.load(sys.argv[3]),
+        settings=PrepareSettings(punkt=False, shard_bytes=400), progress=progress)
+"""
+    store, whole = tmp_path / "store", tmp_path / "whole"
+    file = TOKENIZER.save(tmp_path / "t.json")
+    child = subprocess.run([sys.executable, "-c", killed, sources, store, file], timeout=120, check=False)
+    assert child.returncode == 9
+    with pytest.raises(FileNotFoundError, match="no finished token store"):
+        open_store(store)
+    seen: list[tuple[int, int]] = []
+    prepare([sources], store, given, settings=SMALL, progress=lambda *state: seen.append(state))
+    assert seen[0][0] == 2 and seen[-1][0] == seen[-1][1] > 2
+    prepare([sources], whole, given, settings=SMALL)
+    assert contents(store) == contents(whole)
+
+
+def begin(sources: Path, store: Path, **changed: Any) -> None:
+    """Stops after the first shard."""
+
+    def stop(done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare([sources], store, given, settings=SMALL, progress=stop, **changed)
+
+
+@pytest.mark.parametrize("change", ["file", "settings", "tokenizer"])
+def test_a_run_goes_on_only_with_the_same(sources: Path, tmp_path: Path, change: str) -> None:
+    store = tmp_path / "store"
+    begin(sources, store)
+    options: dict[str, Any] = {"settings": SMALL}
+    if change == "file":
+        (sources / "new.txt").write_text("new text")
+    elif change == "settings":
+        options["settings"] = PrepareSettings(punkt=False, shard_bytes=500)
+    else:
+        options["tokenizer_name"] = "another"
+    with pytest.raises(ValueError, match="begun with other files or settings"):
+        prepare([sources], store, given, **options)
+
+
+def test_no_folder_is_written_over(sources: Path, tmp_path: Path) -> None:
+    prepare([sources], tmp_path / "store", given, settings=SMALL)
+    with pytest.raises(FileExistsError, match="a finished token store"):
+        prepare([sources], tmp_path / "store", given, settings=SMALL)
+    with pytest.raises(FileExistsError, match="is no token store"):
+        prepare([sources], sources, given, settings=SMALL)
+
+
+def test_bad_documents_stop_or_are_counted(sources: Path, tmp_path: Path) -> None:
+    (sources / "b.jsonl").write_text('{"text": "good"}\n{"text": \n{"text": ""}\n')
+    (sources / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match=r"b\.jsonl:2: broken JSON: .*--on_error skip"):
+        prepare([sources], tmp_path / "stopped", given, settings=SMALL)
+    skip = PrepareSettings(punkt=False, on_error="skip")
+    with pytest.warns(UserWarning, match="empty|broken") as warned:
+        header = prepare([sources], tmp_path / "store", given, settings=skip)
+    assert header["skipped"] == {"broken JSON": 1, "empty document": 1, "empty file": 1}
+    assert header["documents"] == 6 + 8 + 1
+    assert any("b.jsonl:2" in str(warning.message) for warning in warned)
+
+
+def test_errors_of_a_pool_reach_the_caller(sources: Path, tmp_path: Path) -> None:
+    (sources / "0.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"0\.txt: not UTF-8 at byte 0"):
+        prepare([sources], tmp_path / "store", given, settings=SMALL, workers=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*skipped")
+@pytest.mark.parametrize("files", [{}, {"a.txt": b""}, {"a.txt": b" ", "b.jsonl": b'{"text": ""}'}])
+def test_a_corpus_of_nothing_is_an_error(tmp_path: Path, files: dict[str, bytes]) -> None:
+    (tmp_path / "sources").mkdir()
+    for name, data in files.items():
+        (tmp_path / "sources" / name).write_bytes(data)
+    with pytest.raises(ValueError, match="no text found"):
+        prepare([tmp_path / "sources"], tmp_path / "store", given, settings=SMALL)
+
+
+def test_sentence_ends_are_punkts_and_reach_the_objective(tmp_path: Path) -> None:
+    pytest.importorskip("nltk")
+    sentences = random_sentences(300)
+    (tmp_path / "a.txt").write_text(" ".join(sentences) + "\n\nNo mark here\n\nAn end.")
+    prepare([tmp_path / "a.txt"], tmp_path / "store", given, settings=PrepareSettings())
+    documents, tokenizer, header = open_store(tmp_path / "store")
+    assert header["punkt"] and documents.sentence_ends is not None
+    tokens = documents[0].astype(np.int64)
+    spans = find_sentences(tokens, tokenizer.ids, [], documents.sentence_ends[:])
+    found = [
+        tokenizer.decode(tokens[start : start + length].tolist()).strip()
+        for start, length in zip(*spans, strict=True)
+    ]
+    assert found == [*sentences, "No mark here", "An end."]
+    objective = standard_objectives([])["sentence"]  # no bytes of tokens: only the store can tell
+    batches = ExampleBatches(
+        documents=documents, ids=tokenizer.ids, batch_size=4, max_length=64, objective=objective
+    )
+    example = batches.sample(0, 0)
+    assert (example.tokens == tokenizer.smask_id).any()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_a_tokenizer_may_be_trained_on_the_sources(sources: Path, tmp_path: Path, kind: Any) -> None:
+    sizes = {"bpe": 300, "wordpiece": 60, "unigram": 310}
+
+    def train(texts: Iterator[str]) -> GLMTokenizer:
+        return GLMTokenizer.train(texts, sizes[kind], kind)
+
+    prepare([sources], tmp_path / "store", train, settings=SMALL)
+    documents, tokenizer, header = open_store(tmp_path / "store")
+    assert header["vocab_size"] == tokenizer.vocab_size <= sizes[kind]
+    words = tokenizer.decode(documents[0].tolist()).split()
+    assert words[:3] == ["The", "cat", "of"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a b\n\nc d\ne", "word " * 100, "x" * 100, "a\n\n\n\nb" * 20, " " * 50]
+)
+def test_chunks_join_to_the_text(text: str) -> None:
+    for longest in (1, 7, 30):
+        parts = list(chunks(text, longest))
+        assert "".join(parts) == text and all(len(part) <= longest for part in parts)
+        assert all(parts) or not text
+
+
+def test_tokens_of_chunks_are_those_of_the_whole(tokenizer: GLMTokenizer, corpus: list[str]) -> None:
+    text = "\n\n".join(corpus[:10]).replace("\n", "\n\n")[:20_000]
+    parts = list(chunks(text, 1000))
+    assert len(parts) > 15
+    assert [token for ids in tokenizer.encode_batch(parts) for token in ids] == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"on_error": "ask"}, 'expected "stop" or "skip", got \'ask\''),
+        ({"shard_bytes": 0}, "shard_bytes: expected"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PrepareSettings(**settings)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glm_ext import ops
+
+from .tolerance import DTYPES
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 37, 3, 5), (3, 130, 2, 64)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_as_span_attention(
+    dtype: torch.dtype, sizes: tuple[int, int, int, int], dropout_p: float
+) -> None:
+    B, S, H, D = sizes
+    torch.manual_seed(0)
+    qkv = torch.randn(B, S, 3, H, D).to(dtype).requires_grad_()
+    options = {"start": torch.arange(B) % 2, "dropout_p": dropout_p}
+    lengths = torch.randint(0, S + 1, (2, B))
+    grad = torch.randn(B, H, S, D).to(dtype)
+    torch.manual_seed(1)
+    packed = ops.span_attention_qkvpacked(qkv, *lengths, **options)
+    torch.manual_seed(1)
+    apart = ops.span_attention(*qkv.permute(2, 0, 3, 1, 4), *lengths, **options)
+    assert torch.equal(packed, apart)
+    assert packed.stride() == apart.stride()
+    (ours,), (expected,) = (torch.autograd.grad(out, qkv, grad) for out in (packed, apart))
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"qkv": [1.0]}, TypeError, "qkv: expected a tensor, got list"),
+        (
+            {"qkv": torch.ones(2, 5, 3, 8)},
+            ValueError,
+            r"\(B, S, 3, H, D\), got \[2, 5, 3, 8\]",
+        ),
+        ({"qkv": torch.ones(2, 5, 2, 4, 8)}, ValueError, r"qkv: expected .*, got \[2, 5, 2, 4, 8\]"),
+        ({"qkv": torch.ones(2, 5, 3, 8, 4).mT}, ValueError, r"contiguous last dimension"),
+        ({"prefix_len": 6}, ValueError, r"prefix_len: expected an int in \[0, 5\], got 6"),
+        ({"prefix_len": torch.tensor([1, 6])}, ValueError, r"prefix_len: expected values in \[0, 5\]"),
+        ({"seq_len": torch.tensor([1])}, ValueError, r"seq_len: expected shape \[2\]"),
+        ({"dropout_p": 1.5}, ValueError, "dropout_p: expected a probability"),
+    ],
+)
+def test_errors(change: dict[str, object], error: type[Exception], message: str) -> None:
+    arguments = {"qkv": torch.ones(2, 5, 3, 4, 8), "prefix_len": 2, **change}
+    with pytest.raises(error, match=message):
+        ops.span_attention_qkvpacked(**arguments)
