@@ -244,8 +244,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   }
 }
 
-// Tiles of 128 rows read keys half as often; 64 compute less that nobody sees (at 1024 keys 1.05 to 1.02
-// times the visible area) and make twice as many blocks.
+// Tiles of 128 rows read keys half as often; tiles of 64 make twice as many blocks and compute less of what
+// nobody sees: of 1024 keys, a quarter of them Part A, 4 % against 9 % (of 512: 9 % against 17 %).
 bool takes_long_tiles(const SpanAttention& p) {
   const int64_t rows = p.cu_seqlens == nullptr ? p.rows : p.rows / std::max(p.batch, int64_t{1});
   return rows >= 1024 && p.head_dim <= 128 && p.dtype != DType::f32;
