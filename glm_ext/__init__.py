@@ -9,7 +9,7 @@ except ImportError as error:
     ) from error
 
 from . import interop, ops
-from .batch import Batch
+from .batch import Batch, PackedBatch
 from .config import GLMConfig
 from .generate import fill, fill_tokens
 from .model import GLM
@@ -26,6 +26,7 @@ __all__ = [
     "GLMConfig",
     "GeluMLP",
     "KVCache",
+    "PackedBatch",
     "SpanAttention",
     "fill",
     "fill_tokens",

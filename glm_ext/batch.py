@@ -1,12 +1,14 @@
-"""Batch: what the data hands to the model, the only type that the two share.
+"""Batch: what the data hands to the model, the only type that the two share; padded, or packed end to end.
 
-B sequences, S padded length. A sequence is Part A (the text with blanks), then Part B (the blanks' contents),
-then padding. No attention mask is ever stored: `prefix_len` and `seq_len` say everything about who sees whom.
+B sequences, S padded length; G sequences of N tokens together. A sequence is Part A (the text with blanks),
+then Part B (the blanks' contents), then padding, if any. No attention mask is ever stored: `prefix_len` and
+`seq_len` or `cu_seqlens` say everything about who sees whom.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,14 +72,9 @@ class Batch:
 
     def to(self, device: torch.device | str | int) -> Batch:
         """The same batch on `device`."""
-        return Batch(
-            tokens=self.tokens.to(device),
-            positions=self.positions.to(device),
-            targets=self.targets.to(device),
-            loss_mask=self.loss_mask.to(device),
-            prefix_len=self.prefix_len.to(device),
-            seq_len=None if self.seq_len is None else self.seq_len.to(device),
-        )
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: t if t is None else t.to(device) for name, t in tensors.items()}
+        return replace(self, **moved)
 
     @property
     def num_tokens(self) -> int:
@@ -88,3 +85,47 @@ class Batch:
     def num_targets(self) -> int:
         """Targets that the loss counts: those of non-zero weight."""
         return int(torch.count_nonzero(self.loss_mask))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch(Batch):
+    """G blank-infilling examples of any lengths end to end: no padding, and no example sees another.
+
+    Shapes and dtypes:
+        tokens     [N]      int64    example g is rows cu_seqlens[g] to cu_seqlens[g + 1]
+        positions  [2, N]   int64
+        targets    [N]      int64
+        loss_mask  [N]      float32
+        prefix_len [G]      int64    length of Part A of each example
+        cu_seqlens [G + 1]  int64    from 0 to N, never falling
+
+    The fields mean what they mean in Batch; seq_len is None. The same errors.
+
+    >>> packed = PackedBatch(
+    ...     tokens=torch.tensor([11, 2, 13, 3, 12, 21, 2, 3, 22]),  # 11 [M] 13 | <sop> 12, 21 [M] | <sop> 22
+    ...     positions=torch.tensor([[0, 1, 2, 1, 1, 0, 1, 1, 1], [0, 0, 0, 1, 2, 0, 0, 1, 2]]),
+    ...     targets=torch.tensor([11, 2, 13, 12, 4, 21, 2, 22, 4]),
+    ...     loss_mask=torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]),
+    ...     prefix_len=torch.tensor([3, 2]),
+    ...     cu_seqlens=torch.tensor([0, 5, 9]),
+    ... )
+    >>> packed.num_tokens, packed.num_targets
+    (9, 4)
+    """
+
+    cu_seqlens: Tensor
+
+    def __post_init__(self) -> None:
+        if self.tokens.dim() != 1:
+            raise ValueError(f"tokens: expected [N], got {list(self.tokens.shape)}")
+        if self.seq_len is not None:
+            raise ValueError("seq_len: expected None in a packed batch, whose cu_seqlens say the lengths")
+        if self.prefix_len.dim() != 1:
+            raise ValueError(f"prefix_len: expected [G], got {list(self.prefix_len.shape)}")
+        n, g = len(self.tokens), len(self.prefix_len)
+        self._check("tokens", self.tokens, (n,), torch.int64)
+        self._check("positions", self.positions, (2, n), torch.int64)
+        self._check("targets", self.targets, (n,), torch.int64)
+        self._check("loss_mask", self.loss_mask, (n,), torch.float32)
+        self._check("prefix_len", self.prefix_len, (g,), torch.int64)
+        self._check("cu_seqlens", self.cu_seqlens, (g + 1,), torch.int64)

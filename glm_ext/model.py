@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch import Batch
+from .batch import Batch, PackedBatch
 from .branches import Branches
 from .config import GLMConfig
 from .nn import GLMBlock, KVCache, Layer
@@ -63,6 +63,7 @@ class Transformer(Layer):
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
         cache: Sequence[KVCache | Branches] | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         residual: Tensor = self.ops.embedding_2d(
             tokens,
@@ -76,7 +77,9 @@ class Transformer(Layer):
         pending = None
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]
-            pending, residual = layer(pending, prefix_len, seq_len, start, layer_cache, residual=residual)
+            pending, residual = layer(
+                pending, prefix_len, seq_len, start, layer_cache, cu_seqlens, residual=residual
+            )
         return self.add_norm(pending, residual, self.final_layernorm)[0]
 
 
@@ -131,9 +134,14 @@ class GLM(nn.Module):
         *,
         start: Lengths | None = None,
         cache: Sequence[KVCache | Branches] | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, S, V] of what `hidden` returns."""
-        return self.logits(self.hidden(tokens, positions, prefix_len, seq_len, start=start, cache=cache))
+        """Logits [B, S, V] (packed: [N, V]) of what `hidden` returns."""
+        return self.logits(
+            self.hidden(
+                tokens, positions, prefix_len, seq_len, start=start, cache=cache, cu_seqlens=cu_seqlens
+            )
+        )
 
     def hidden(
         self,
@@ -144,6 +152,7 @@ class GLM(nn.Module):
         *,
         start: Lengths | None = None,
         cache: Sequence[KVCache | Branches] | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, S, E] after the final LayerNorm.
 
@@ -152,7 +161,12 @@ class GLM(nn.Module):
         the first token after left padding: ints, or int tensors [B]. With a cache (`new_cache`) the tokens
         follow those that it holds; `[Branches(...)] * num_layers` in its place lets several Parts B share one
         Part A. TypeError and ValueError for arguments that do not fit together or into the tables.
+
+        With cu_seqlens [G + 1], G sequences lie end to end, as in PackedBatch: tokens [N], positions [2, N],
+        prefix_len [G] -> [N, E]; seq_len, start and cache stay None.
         """
+        if cu_seqlens is not None:
+            return self._hidden_packed(tokens, positions, prefix_len, cu_seqlens, (seq_len, start, cache))
         self._check(tokens, positions)
         for name, lengths in (("prefix_len", prefix_len), ("seq_len", seq_len), ("start", start)):
             _check_lengths(name, lengths, len(tokens))
@@ -161,13 +175,48 @@ class GLM(nn.Module):
         )
         return out
 
+    def _hidden_packed(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        prefix_len: Lengths,
+        cu_seqlens: Tensor,
+        others: tuple[object, ...],
+    ) -> Tensor:
+        if any(other is not None for other in others):
+            raise ValueError("cu_seqlens: expected no seq_len, start or cache beside it")
+        if tokens.dim() != 1 or positions.dim() != 2:
+            raise ValueError(
+                "tokens, positions: with cu_seqlens expected [N] and [2, N], "
+                f"got {list(tokens.shape)} and {list(positions.shape)}"
+            )
+        self._check(tokens[None], positions[None])
+        _check_lengths("prefix_len", prefix_len, len(cu_seqlens) - 1)
+        out: Tensor = self.transformer(
+            tokens[None],
+            positions[None],
+            self.word_embeddings.weight,
+            prefix_len,
+            cu_seqlens=cu_seqlens,
+        )
+        return out[0]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V], by the vocabulary matrix that also embeds."""
         return F.linear(hidden, self.word_embeddings.weight)
 
     def loss(self, batch: Batch) -> Tensor:
-        """sum(cross-entropy * loss_mask) / sum(loss_mask); rows of mask 0 never meet the vocabulary."""
-        hidden = self.hidden(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+        """sum(cross-entropy * loss_mask) / sum(loss_mask); rows of mask 0 never meet the vocabulary.
+
+        A PackedBatch has the loss of the same examples padded.
+        """
+        hidden = self.hidden(
+            batch.tokens,
+            batch.positions,
+            batch.prefix_len,
+            batch.seq_len,
+            cu_seqlens=batch.cu_seqlens if isinstance(batch, PackedBatch) else None,
+        )
         loss: Tensor = self.transformer.ops.linear_cross_entropy(
             hidden, self.word_embeddings.weight, batch.targets, batch.loss_mask
         )

@@ -144,7 +144,8 @@ class SpanAttention(Layer):
     x [B, S, E] -> dense(span_attention(q, k, v)) [B, S, E] with [q | k | v] = query_key_value(x), each a
     third that is read in place. `dropout` falls on the attention probabilities. See `ops.span_attention` for
     who sees whom; with a cache the new tokens see what it holds, and `seq_len` counts both. `Branches` in the
-    place of a cache let several Parts B share Part A.
+    place of a cache let several Parts B share Part A. With cu_seqlens [G + 1], x [1, N, E] is G sequences end
+    to end, as in `ops.span_attention_varlen`.
 
     >>> attention = SpanAttention(32, num_heads=4)
     >>> attention(torch.randn(2, 7, 32), prefix_len=torch.tensor([3, 5])).shape
@@ -176,7 +177,10 @@ class SpanAttention(Layer):
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
         cache: KVCache | Branches | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
+        if cu_seqlens is not None:
+            return self._packed(x, prefix_len, cu_seqlens)
         packed = self.linear(x, self.query_key_value).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
         options = {"start": start, "dropout_p": self.dropout_p}
         if cache is None:
@@ -189,6 +193,14 @@ class SpanAttention(Layer):
                 key, value = cache.append(key, value)  # [B, H, T, D]
                 attended = self.ops.span_attention(query, key, value, prefix_len, seq_len, **options)
         return self.linear(attended.transpose(1, 2).flatten(2), self.dense)
+
+    def _packed(self, x: Tensor, prefix_len: Lengths, cu_seqlens: Tensor) -> Tensor:
+        """The same within each of the sequences that lie end to end in x [1, N, E]."""
+        packed = self.linear(x[0], self.query_key_value).unflatten(1, (3, self.num_heads, -1))  # [N, 3, H, D]
+        attended: Tensor = self.ops.span_attention_varlen(
+            *packed.unbind(1), cu_seqlens, prefix_len, dropout_p=self.dropout_p
+        )
+        return self.linear(attended.flatten(1), self.dense)[None]
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, num_heads={self.num_heads}, {super().extra_repr()}"
@@ -335,14 +347,15 @@ class GLMBlock(Layer):
         seq_len: Lengths | None = None,
         start: Lengths | None = None,
         cache: KVCache | Branches | None = None,
+        cu_seqlens: Tensor | None = None,
         *,
         residual: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if residual is not None:
-            return self._sublayers(x, residual, prefix_len, seq_len, start, cache)
+            return self._sublayers(x, residual, prefix_len, seq_len, start, cache, cu_seqlens)
         if x is None:
             raise ValueError("x: expected a tensor [B, S, E] where no residual is given, got None")
-        x, residual = self._sublayers(None, x, prefix_len, seq_len, start, cache)
+        x, residual = self._sublayers(None, x, prefix_len, seq_len, start, cache, cu_seqlens)
         return residual + F.dropout(x, self.dropout, self.training)
 
     def _sublayers(
@@ -353,8 +366,9 @@ class GLMBlock(Layer):
         seq_len: Lengths | None,
         start: Lengths | None,
         cache: KVCache | Branches | None,
+        cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         normed, residual = self.add_norm(x, residual, self.input_layernorm)
-        x = self.attention(normed, prefix_len, seq_len, start, cache)
+        x = self.attention(normed, prefix_len, seq_len, start, cache, cu_seqlens)
         normed, residual = self.add_norm(x, residual, self.post_attention_layernorm)
         return self.mlp(normed), residual

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from glm_ext.batch import Batch
+from glm_ext.batch import Batch, PackedBatch
 
 
 def fields(b: int = 2, s: int = 5, **changed: Any) -> dict[str, Any]:
@@ -63,3 +63,41 @@ def test_to_moves_every_tensor() -> None:
 
 def test_an_empty_batch_is_a_batch() -> None:
     assert Batch(**fields(b=0)).num_tokens == 0
+
+
+def packed(n: int = 7, g: int = 2, **changed: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "tokens": torch.zeros(n, dtype=torch.int64),
+        "positions": torch.zeros(2, n, dtype=torch.int64),
+        "targets": torch.zeros(n, dtype=torch.int64),
+        "loss_mask": torch.zeros(n),
+        "prefix_len": torch.ones(g, dtype=torch.int64),
+        "cu_seqlens": torch.linspace(0, n, g + 1).long(),
+    }
+    return values | changed
+
+
+@pytest.mark.parametrize(
+    "name, value, error, said",
+    [
+        ("tokens", torch.zeros(1, 7, dtype=torch.int64), ValueError, r"expected \[N\], got \[1, 7\]"),
+        ("positions", torch.zeros(7, 2, dtype=torch.int64), ValueError, r"expected \[2, 7\].*got \[7, 2\]"),
+        ("targets", torch.zeros(6, dtype=torch.int64), ValueError, r"expected \[7\].*got \[6\]"),
+        ("loss_mask", torch.zeros(7, dtype=torch.bool), TypeError, "expected torch.float32"),
+        ("prefix_len", torch.ones((), dtype=torch.int64), ValueError, r"expected \[G\], got \[\]"),
+        ("cu_seqlens", torch.zeros(2, dtype=torch.int64), ValueError, r"expected \[3\].*got \[2\]"),
+        ("cu_seqlens", torch.zeros(3, dtype=torch.int32), TypeError, "expected torch.int64, got torch.int32"),
+        ("seq_len", torch.ones(2, dtype=torch.int64), ValueError, "expected None in a packed batch"),
+    ],
+)
+def test_a_wrong_field_of_a_packed_batch_is_named(name: str, value: Any, error: Any, said: str) -> None:
+    with pytest.raises(error, match=f"{name}: {said}"):
+        PackedBatch(**packed(**{name: value}))
+
+
+def test_a_packed_batch_counts_and_moves() -> None:
+    batch = PackedBatch(**packed(loss_mask=torch.tensor([0, 1, 0.5, 0, 0, 0, 1])))
+    assert (batch.num_tokens, batch.num_targets) == (7, 3)
+    moved = batch.to("meta")
+    assert isinstance(moved, PackedBatch) and moved.seq_len is None
+    assert all(getattr(moved, name).device.type == "meta" for name in packed())

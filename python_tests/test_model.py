@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glm_ext import GLM, Batch, GLMConfig
+from glm_ext import GLM, Batch, GLMConfig, PackedBatch
 
 BACKENDS = ["eager", "auto"]
 GOLDEN = {
@@ -166,6 +166,109 @@ def test_loss_weighs_targets_by_the_mask():
     logits = model(tokens, positions, 4)
     ce = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").reshape(2, 6)
     torch.testing.assert_close(model.loss(batch), (ce * loss_mask).sum() / 3.5)
+
+
+# ---------------------------------------------------------------------------------------------------- packing
+
+
+def examples_padded_and_packed():
+    """Three examples of 9, 5 and 1 + 6 tokens, right-padded, and the same end to end."""
+    torch.manual_seed(2)
+    lengths, prefixes = [9, 5, 7], [5, 4, 1]
+    padded = {
+        "tokens": torch.full((3, 9), 7),
+        "positions": torch.zeros(3, 2, 9, dtype=torch.int64),
+        "targets": torch.full((3, 9), 7),
+        "loss_mask": torch.zeros(3, 9),
+    }
+    packed = {name: [] for name in padded}
+    for row, (length, prefix) in enumerate(zip(lengths, prefixes, strict=True)):
+        tokens, positions = inputs(B=1, S=length, prefix=max(prefix, 2))
+        loss_mask = (torch.arange(length) >= prefix) * torch.rand(length)
+        values = (tokens[0], positions[0], torch.randint(50, (length,)), loss_mask)
+        for name, value in zip(padded, values, strict=True):
+            padded[name][row][..., :length] = value
+            packed[name].append(value)
+    prefix_len = torch.tensor(prefixes)
+    return (
+        Batch(**padded, prefix_len=prefix_len, seq_len=torch.tensor(lengths)),
+        PackedBatch(
+            **{name: torch.cat(parts, dim=-1) for name, parts in packed.items()},
+            prefix_len=prefix_len,
+            cu_seqlens=torch.tensor([0, 9, 14, 21]),
+        ),
+    )
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.3])
+def test_a_packed_batch_has_the_loss_and_the_gradients_of_the_padded_one(backend, attention_dropout):
+    """Attention drops the same elements; dropout of hidden states counts other rows, so it is left out."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "num_layers": 2, "hidden_size": 32, "num_heads": 4, "max_positions": 16}
+    config = GLMConfig(**sizes, hidden_dropout=0.0, attention_dropout=attention_dropout)
+    model = GLM(config, backend=backend).double()
+    results = []
+    for batch in examples_padded_and_packed():
+        model.zero_grad()
+        torch.manual_seed(5)
+        loss = model.loss(batch)
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    for padded, packed in zip(*results, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_packed_logits_are_those_of_each_example_alone(backend):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "num_layers": 2, "hidden_size": 32, "num_heads": 4, "max_positions": 16}
+    model = GLM(GLMConfig(**sizes), backend=backend).eval()
+    padded, packed = examples_padded_and_packed()
+    logits = model(packed.tokens, packed.positions, packed.prefix_len, cu_seqlens=packed.cu_seqlens)
+    assert logits.shape == (21, 50)
+    for row, (begin, end) in enumerate([(0, 9), (9, 14), (14, 21)]):
+        alone = model(
+            padded.tokens[row : row + 1, : end - begin],
+            padded.positions[row : row + 1, :, : end - begin],
+            padded.prefix_len[row : row + 1],
+        )
+        torch.testing.assert_close(logits[begin:end], alone[0])
+
+
+def test_a_packed_model_compiles_to_one_graph():
+    model, (_, packed) = small_model().eval(), examples_padded_and_packed()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    arguments = (packed.tokens, packed.positions, packed.prefix_len)
+    torch.testing.assert_close(
+        compiled(*arguments, cu_seqlens=packed.cu_seqlens), model(*arguments, cu_seqlens=packed.cu_seqlens)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seq_len": 3}, ValueError, "expected no seq_len, start or cache"),
+        ({"tokens": torch.zeros(1, 21, dtype=torch.int64)}, ValueError, r"expected \[N\] and \[2, N\]"),
+        (
+            {"positions": torch.zeros(2, 20, dtype=torch.int64)},
+            ValueError,
+            r"positions: expected \[1, 2, 21\]",
+        ),
+        ({"tokens": torch.full((21,), 50)}, ValueError, "tokens: expected values from 0 to 49"),
+        ({"prefix_len": torch.tensor([1, 1])}, ValueError, r"prefix_len: expected an int or \[3\]"),
+    ],
+)
+def test_bad_packed_arguments(change, error, message):
+    _, packed = examples_padded_and_packed()
+    arguments = {
+        "tokens": packed.tokens,
+        "positions": packed.positions,
+        "prefix_len": packed.prefix_len,
+        "cu_seqlens": packed.cu_seqlens,
+    }
+    with pytest.raises(error, match=message):
+        small_model()(**(arguments | change))
 
 
 # ----------------------------------------------------------------------------------------------- construction

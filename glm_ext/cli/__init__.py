@@ -21,6 +21,7 @@ COMMANDS = {
     "tokenizer": "train a vocabulary, or take over GPT-2's, BERT's or sentencepiece's",
     "fill": 'fill the blanks of a text: glm-ext fill RUN "The [MASK] of the list."',
     "generate": 'continue a text, or write one out of nothing: glm-ext generate RUN "Once upon a time"',
+    "evaluate": "a model on the examples of a task: glm-ext evaluate RUN --task rte --data val.jsonl",
     "show": "a training example as a picture: both parts, attention mask, positions, targets",
     "bench": "every kernel beside its peers in torch, on this machine",
     "info": "versions, instruction set, GPU and peers, to paste into a bug report",

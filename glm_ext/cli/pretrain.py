@@ -121,6 +121,8 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
         max_length=config.data.seq_length,
         seed=config.seed,
         objective=mixture,
+        token_budget=config.data.budget(config.batch_size),
+        join_documents=config.data.joins,
     )
     unseen = dataclasses.replace(batches, documents=text.held_out)
     held_out = unseen.take(config.eval_batches)

@@ -7,7 +7,7 @@ Imports nothing of the model: the two meet in glm_ext.batch.Batch.
 
 from .blocks import Example, make_blocks, make_prefix, part_b_spans, restore
 from .cloze import Cloze, Prompt, encode_continuation, encode_prompt, held_out_cloze
-from .collate import collate
+from .collate import collate, collate_packed
 from .corpus import Split, load_documents, split_documents
 from .documents import TokenDocuments, TokenSplit, encode_documents, split_token_documents
 from .objectives import (
@@ -57,6 +57,7 @@ __all__ = [
     "TokenStore",
     "block_mask",
     "collate",
+    "collate_packed",
     "crop",
     "document_span",
     "encode_continuation",

@@ -22,6 +22,8 @@ from .spans import Ints, Spans
 
 Weights = NDArray[np.float32]
 
+_ZERO = np.zeros(1, dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
@@ -71,41 +73,42 @@ def make_blocks(
     _check_spans(tokens, starts, lengths, ends, order)
     _check_weights(tokens, weights)
 
-    # Part A keeps the first token of each span as the place of its mask.
-    edge = np.zeros(len(tokens) + 1, dtype=np.int64)
-    edge[starts + 1] += 1
-    edge[ends] -= 1
-    kept = np.cumsum(edge[:-1]) == 0
-    place = np.cumsum(kept) - 1
-    blanked = tokens.copy()
-    blanked[starts] = mask
-    part_a = blanked[kept]
-    prefix_len = len(part_a)
+    # Part A keeps the first token of each span as the place of its mask; what follows moves up by the others.
+    moved = np.concatenate((_ZERO, (lengths - 1).cumsum()))
+    prefix_len = len(tokens) - int(moved[-1])
+    place = starts - moved[:-1]
+    bounds = np.concatenate((_ZERO - 1, place, _ZERO + (prefix_len - 1)))
+    kept = np.arange(prefix_len) + moved.repeat(bounds[1:] - bounds[:-1])
 
-    # Part B: row j of it is token `within[j]` (from 0) of span `owner[j]`; a span of L tokens has L + 1 rows.
+    # Part B: row j of it is token `within[j]` (from 0) of some span; a span of L tokens has L + 1 rows.
     rows = lengths[order] + 1
-    owner = np.repeat(order, rows)
-    first_row = np.cumsum(rows) - rows
-    within = np.arange(len(owner)) - np.repeat(first_row, rows)
-    source = starts[owner] + within
-    part_b = tokens[source - 1]
-    part_b[first_row] = sop
-    answers = tokens.take(source, mode="clip")  # the row past the text's end is an eop, written next
-    answers[first_row + rows - 1] = eop
+    after = rows.cumsum()
+    first = after - rows
+    within = np.arange(int(rows.sum())) - first.repeat(rows)
+    source = within + starts[order].repeat(rows)
 
-    total = prefix_len + len(owner)
+    total = prefix_len + len(within)
+    inputs, targets = np.empty((2, total), dtype=np.int64)
+    inputs[:prefix_len] = tokens[kept]
+    inputs[place] = mask
+    targets[:prefix_len] = inputs[:prefix_len]
+    inputs[prefix_len:] = tokens[source - 1]
+    inputs[prefix_len + first] = sop
+    targets[prefix_len:] = tokens.take(source, mode="clip")  # past the text's end comes an eop, written next
+    targets[prefix_len + after - 1] = eop
+
     positions = np.zeros((2, total), dtype=np.int64)
     positions[0, :prefix_len] = np.arange(prefix_len)
-    positions[0, prefix_len:] = place[starts[owner]]
+    positions[0, prefix_len:] = place[order].repeat(rows)
     positions[1, prefix_len:] = within + 1
     loss_mask = np.zeros(total, dtype=np.float32)
-    loss_mask[prefix_len:] = 1.0 if weights is None else weights[np.minimum(source, ends[owner] - 1)]
+    if weights is None:
+        loss_mask[prefix_len:] = 1.0
+    else:
+        source[after - 1] -= 1  # the end of a span weighs what its last token does
+        loss_mask[prefix_len:] = weights[source]
     return Example(
-        tokens=np.concatenate((part_a, part_b)),
-        targets=np.concatenate((part_a, answers)),
-        positions=positions,
-        loss_mask=loss_mask,
-        prefix_len=prefix_len,
+        tokens=inputs, targets=targets, positions=positions, loss_mask=loss_mask, prefix_len=prefix_len
     )
 
 
@@ -188,5 +191,5 @@ def _check_spans(tokens: Ints, starts: Ints, lengths: Ints, ends: Ints, order: I
             f"spans: expected left to right, without overlap, within {len(tokens)} tokens; "
             f"got starts {starts.tolist()}, lengths {lengths.tolist()}"
         )
-    if not (np.bincount(order, minlength=count) == 1).all():
+    if sorted(order.tolist()) != list(range(count)):
         raise ValueError(f"order: expected a permutation of 0 .. {count - 1}, got {order.tolist()}")

@@ -1,4 +1,4 @@
-"""Examples of different lengths -> one right-padded Batch with their lengths."""
+"""Examples of different lengths -> one right-padded Batch with their lengths, or one PackedBatch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..batch import Batch
+from ..batch import Batch, PackedBatch
 from .blocks import Example
 
 
@@ -37,4 +37,19 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
         loss_mask=torch.from_numpy(loss_mask),
         prefix_len=torch.tensor([example.prefix_len for example in examples]),
         seq_len=torch.tensor(lengths),
+    )
+
+
+def collate_packed(examples: Sequence[Example]) -> PackedBatch:
+    """Lays the examples end to end. ValueError if there are none."""
+    if not examples:
+        raise ValueError("collate_packed: expected at least one example, got none")
+    lengths = [len(example) for example in examples]
+    return PackedBatch(
+        tokens=torch.from_numpy(np.concatenate([example.tokens for example in examples])),
+        positions=torch.from_numpy(np.concatenate([example.positions for example in examples], axis=1)),
+        targets=torch.from_numpy(np.concatenate([example.targets for example in examples])),
+        loss_mask=torch.from_numpy(np.concatenate([example.loss_mask for example in examples])),
+        prefix_len=torch.tensor([example.prefix_len for example in examples]),
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0),
     )

@@ -13,6 +13,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,9 +75,11 @@ def prepare(
     """Makes a token store of files and folders, or goes on where an earlier call was stopped.
 
     make_tokenizer: gets a sample of the texts, to train on or to ignore. tokenizer_name: tells one choice of
-    tokenizer from another. progress: called with the number of finished shards and of all. Returns the header
-    of the store. FileExistsError if `out` is finished or something else; ValueError where its beginnings are
-    of other sources or settings, for what cannot be read (on_error="stop"), and if there is no text at all.
+    tokenizer from another. workers: processes, started afresh, so that a script with more than one keeps its
+    own work under `if __name__ == "__main__"`. progress: called with the number of finished shards and of
+    all. Returns the header of the store. FileExistsError if `out` is finished or something else; ValueError
+    where its beginnings are of other sources or settings, for what cannot be read (on_error="stop"), and if
+    there is no text at all.
     """
     root = Path(out)
     files = [file for source in sources for file in find_files(source)]
@@ -355,8 +359,18 @@ def _mapping(encoder: _Encoder, workers: int) -> Iterator[Callable[[list[_Job]],
 def _start_worker(tokenizer: str, parameters: str | None) -> None:
     global _pool_encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, without a word of its own
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     splitter = None if parameters is None else SentenceSplitter(parameters)
     _pool_encoder = _Encoder(GLMTokenizer.from_json(tokenizer), splitter)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its processes: they watch it themselves."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_job(job: _Job) -> list[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from ..batch import Batch
+from ..batch import Batch, PackedBatch
 from .bits import Flags
 from .blocks import Example, Weights
-from .collate import collate
+from .collate import collate, collate_packed
 from .documents import TokenDocuments
 from .objectives import Mixture, Objective, token_spans
+from .packing import Drawn, fill_budget
 from .spans import Ints
 from .special import SpecialIds
 
@@ -20,13 +21,36 @@ from .special import SpecialIds
 # can be blanked.
 _MAX_DRAWS = 100
 
+_EMPTY_BUFFER = np.zeros(4, dtype=np.uint64)
+
 
 class Text(NamedTuple):
-    """Tokens, the loss weight of each, and which of them end a sentence, where that is known."""
+    """Tokens, the loss weight of each (None: 1), and which of them end a sentence, where that is known."""
 
     tokens: Ints
-    weights: Weights
+    weights: Weights | None
     ends: Flags | None = None
+
+
+def cut_text(
+    documents: TokenDocuments, where: slice, rng: np.random.Generator, max_length: int, cls: int
+) -> Text:
+    """[CLS] and the document that lies there, or, where it is longer than max_length - 1, a piece of it."""
+    begin, end = where.start, where.stop
+    if end - begin > max_length - 1:
+        begin += int(rng.integers(0, end - begin - max_length + 1, endpoint=True))
+        end = begin + max_length - 1
+    source = slice(begin, end)
+    tokens = np.empty(end - begin + 1, dtype=np.int64)
+    tokens[0], tokens[1:] = cls, documents.tokens[source]
+    weights = ends = None
+    if documents.weights is not None:
+        weights = np.zeros(len(tokens), dtype=np.float32)
+        weights[1:] = documents.weights[source]
+    if documents.sentence_ends is not None:
+        ends = np.zeros(len(tokens), dtype=np.bool_)
+        ends[1:] = documents.sentence_ends[source]
+    return Text(tokens, weights, ends)
 
 
 def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length: int, cls: int) -> Text:
@@ -71,6 +95,11 @@ class ExampleBatches:
 
     The examples of one optimizer step are numbered micro step first, then rank, then place in the batch: 1 x
     8, 2 x 4 in accumulation and 2 ranks x 4 draw the same eight (unless a mixture draws once per batch).
+
+    token_budget: gives PackedBatches of so many tokens or a few less, instead of batch_size padded examples.
+    join_documents: a text that has room left goes on with other documents, and they see each other, as in the
+    public implementation; otherwise every example is of one document, and a token of a long document is read
+    as often as one of a short document.
     """
 
     documents: TokenDocuments
@@ -81,6 +110,9 @@ class ExampleBatches:
     rank: int = 0
     world_size: int = 1
     objective: Objective | Mixture = token_spans
+    token_budget: int | None = None
+    join_documents: bool = True
+    _reach: Ints = field(init=False, repr=False, compare=False)  # cumulative weight of each document
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -91,6 +123,14 @@ class ExampleBatches:
             raise ValueError(f"rank: expected 0 <= rank < world_size ({self.world_size}), got {self.rank}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: expected 0 <= seed < 2**64, got {self.seed}")
+        if self.token_budget is not None and self.token_budget < self.max_length:
+            raise ValueError(
+                f"token_budget: expected at least max_length, {self.max_length}, got {self.token_budget}"
+            )
+        # A document is read whole, or max_length - 1 tokens of it: it has to come in proportion to how often
+        # that goes into it, at least once, for all tokens to be read equally often.
+        lengths = np.zeros(0) if self.join_documents else np.diff(self.documents.offsets)
+        object.__setattr__(self, "_reach", np.cumsum(np.maximum(lengths, self.max_length - 1)))
 
     def sample(self, step: int, index: int) -> Example:
         """Example `index` of optimizer step `step`: a pure function of (seed, step, index).
@@ -98,24 +138,40 @@ class ExampleBatches:
         A text that does not fit its objective, or that has no target of weight, gives way to another.
         ValueError if no text of these documents will do.
         """
-        rng = self._generator(0, step, index)
-        objective = self._objective(rng, step, index)
+        return self._sample(self._generator(0, step, index), step, index)
+
+    def _sample(self, rng: np.random.Generator, step: int, index: int) -> Example:
+        objective = self._objective(rng, step, index // self.batch_size)
+        drawn = self._draw(rng, objective, self.max_length)
+        if drawn is None:
+            raise self._no_example()
+        return drawn.example
+
+    def _draw(self, rng: np.random.Generator, objective: Objective, max_length: int) -> Drawn | None:
         for _ in range(_MAX_DRAWS):
-            text = sample_text(self.documents, rng, self.max_length, self.ids.cls)
+            if self.join_documents:
+                text = sample_text(self.documents, rng, max_length, self.ids.cls)
+            else:
+                place = rng.integers(self._reach[-1])
+                where = self.documents.where(int(self._reach.searchsorted(place, side="right")))
+                text = cut_text(self.documents, where, rng, max_length, self.ids.cls)
             example = objective(text.tokens, rng, self.ids, weights=text.weights, ends=text.ends)
-            if example is not None and example.loss_mask.any():
-                return example
-        raise ValueError(
+            if example is not None and (text.weights is None or example.loss_mask.any()):
+                return Drawn(example, len(text.tokens))
+        return None
+
+    def _no_example(self) -> ValueError:
+        return ValueError(
             f"no room for blanks in {_MAX_DRAWS} texts of {self.max_length} tokens: texts or documents too "
             "short, without whole sentences, or all prompt; lengthen the texts, or join the documents, "
             f"{self.documents.num_tokens / len(self.documents):.1f} tokens on average"
         )
 
-    def _objective(self, rng: np.random.Generator, step: int, index: int) -> Objective:
+    def _objective(self, rng: np.random.Generator, step: int, batch: int) -> Objective:
         if not isinstance(self.objective, Mixture):
             return self.objective
         if self.objective.per_batch:
-            rng = self._generator(1, step, index // self.batch_size)
+            rng = self._generator(1, step, batch)
         return self.objective.draw(rng)
 
     def _generator(self, stream: int, step: int, index: int) -> np.random.Generator:
@@ -124,10 +180,41 @@ class ExampleBatches:
 
     def batch(self, step: int, micro_step: int = 0) -> Batch:
         """The batch of this rank: examples of step `step`, part `micro_step` of its gradient accumulation."""
-        first = (micro_step * self.world_size + self.rank) * self.batch_size
-        examples = [self.sample(step, first + place) for place in range(self.batch_size)]
+        number = micro_step * self.world_size + self.rank
+        if self.token_budget is not None:
+            return self._packed(step, number, self.token_budget)
+        first = number * self.batch_size
+        rng = self._generator(0, step, first)
+        examples = []
+        for index in range(first, first + self.batch_size):
+            _move(rng, [self.seed, 0], [0, 0, index, step])
+            examples.append(self._sample(rng, step, index))
         return collate(examples, self.ids.pad)
+
+    def _packed(self, step: int, number: int, budget: int) -> PackedBatch:
+        rng = self._generator(2, step, number)
+
+        def draw(place: int, limit: int) -> Drawn | None:
+            _move(rng, [self.seed, 2], [0, place, number, step])
+            return self._draw(rng, self._objective(rng, step, number), limit)
+
+        examples = fill_budget(budget, self.max_length, draw)
+        if not examples:
+            raise self._no_example()
+        return collate_packed(examples)
 
     def take(self, count: int) -> list[Batch]:
         """The batches of steps 0 .. count - 1: of held-out documents, the fixed set to evaluate on."""
         return [self.batch(step) for step in range(count)]
+
+
+def _move(rng: np.random.Generator, key: list[int], counter: list[int]) -> None:
+    """Makes a Philox generator that of Philox(key=key, counter=counter); a new one costs many times more."""
+    rng.bit_generator.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": np.array(counter, dtype=np.uint64), "key": np.array(key, dtype=np.uint64)},
+        "buffer": _EMPTY_BUFFER,
+        "buffer_pos": len(_EMPTY_BUFFER),  # all of it used up
+        "has_uint32": 0,
+        "uinteger": 0,
+    }

@@ -54,8 +54,8 @@ def sample_span_lengths(
     """Draws lengths until their sum reaches `total`; the last may overshoot it. None at all if total <= 0."""
     # A length is at least 1, so `total` draws always suffice: one vector instead of a loop.
     draws = rng.random(max(total, 0))
-    lengths = np.searchsorted(_span_length_cdf(mean, max_length), draws, side="right") + 1
-    enough = int(np.searchsorted(np.cumsum(lengths), total)) + 1
+    lengths: Ints = _span_length_cdf(mean, max_length).searchsorted(draws, side="right") + 1
+    enough = int(lengths.cumsum().searchsorted(total)) + 1
     return lengths[:enough]
 
 
@@ -75,8 +75,9 @@ def place_spans(rng: np.random.Generator, lengths: Ints, room: int) -> Ints | No
     spare = room - int(lengths.sum()) - (count - 1)
     if spare < 0:
         return None
-    starts = np.sort(rng.integers(0, spare, count, endpoint=True))
-    starts[1:] += np.cumsum(lengths[:-1] + 1)
+    starts = rng.integers(0, spare, count, endpoint=True)
+    starts.sort()
+    starts[1:] += (lengths[:-1] + 1).cumsum()
     return starts
 
 
@@ -93,7 +94,7 @@ def document_segments(tokens: Ints, *, eos: int, cls: int) -> list[tuple[int, in
     begin = 0
     closing = tokens == eos
     closing[:-1] |= tokens[1:] == cls
-    for end in [*np.flatnonzero(closing).tolist(), len(tokens) - 1]:
+    for end in [*closing.nonzero()[0].tolist(), len(tokens) - 1]:
         offset = begin + 1 if begin < len(tokens) and tokens[begin] == cls else begin
         if end > offset:
             segments.append((offset, end - offset))
@@ -111,6 +112,10 @@ def sample_document_spans(
     many small documents loses about the same part of each, and the whole text exactly what was drawn.
     """
     lengths = rng.permutation(lengths)
+    if len(segments) == 1:
+        [(offset, room)] = segments
+        starts = place_spans(rng, lengths, room)
+        return None if starts is None else Spans(starts + offset, lengths)
     covered = np.concatenate(([0], np.cumsum(lengths)))  # covered[i]: sum of the first i
     documents = sorted(segments, key=lambda segment: segment[1])
     placed: list[tuple[Ints, Ints]] = []

@@ -4,6 +4,15 @@ Part A is encoded once; every token after it goes through the model once, with i
 """
 
 from .config import GenerationConfig
-from .fill import Filled, fill, fill_all, fill_tokens, generate, stream
+from .fill import Filled, fill, fill_all, fill_prompts, fill_tokens, generate, stream
 
-__all__ = ["Filled", "GenerationConfig", "fill", "fill_all", "fill_tokens", "generate", "stream"]
+__all__ = [
+    "Filled",
+    "GenerationConfig",
+    "fill",
+    "fill_all",
+    "fill_prompts",
+    "fill_tokens",
+    "generate",
+    "stream",
+]

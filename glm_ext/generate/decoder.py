@@ -18,12 +18,14 @@ from ..model import GLM
 def inference(model: GLM) -> Iterator[None]:
     """Evaluation mode without gradients, and the mode of before at the end."""
     was_training = model.training
-    model.eval()
+    if was_training:  # setting the mode walks all modules, so not at every token where it is off
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 class Decoder:

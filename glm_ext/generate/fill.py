@@ -62,7 +62,7 @@ def fill_all(
 
     limit = model.config.max_positions
     prompts = [encode_prompt(tokenizer, text, limit, allow_special=allow_special) for text in texts]
-    written = _fill_prompts(model, tokenizer, prompts, orders, GenerationConfig.of(config, changes))
+    written = fill_prompts(model, tokenizer, prompts, orders, GenerationConfig.of(config, changes))
     return [
         _insert(text, [tokenizer.decode(span) for span in spans])
         for text, spans in zip(texts, written, strict=True)
@@ -86,7 +86,7 @@ def generate(
     from ..data.cloze import encode_continuation
 
     encoded = encode_continuation(tokenizer, prompt, model.config.max_positions, mask=mask)
-    [[span]] = _fill_prompts(model, tokenizer, [encoded], None, GenerationConfig.of(config, changes))
+    [[span]] = fill_prompts(model, tokenizer, [encoded], None, GenerationConfig.of(config, changes))
     return tokenizer.decode(span)
 
 
@@ -146,13 +146,18 @@ def fill_tokens(
     )[0]
 
 
-def _fill_prompts(
+def fill_prompts(
     model: GLM,
     tokenizer: GLMTokenizer,
     prompts: Sequence[Prompt],
     orders: Sequence[Sequence[int]] | None,
     config: GenerationConfig,
 ) -> list[list[list[int]]]:
+    """`fill_all` on encoded texts: the tokens of every blank of every prompt, blanks from left to right.
+
+    orders: as in `fill_all`, None for left to right. The tokenizer says what starts and ends a blank, and
+    which tokens are no text. ValueError as in `fill`.
+    """
     texts = [(prompt.tokens, prompt.mask_positions) for prompt in prompts]
     requests = _requests(model, texts, orders, config)
     masks = [prompt.mask_positions for prompt in prompts]

@@ -111,11 +111,29 @@ class DataConfig:
     vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text; a store has its own")
     seq_length: int = _setting(128, "text tokens of an example, before spans are cut out")
     held_out: float = _setting(0.05, "part of the documents that is never trained on")
+    packing: bool = _setting(False, "batches without padding: whole examples end to end, to a token budget")
+    token_budget: int | None = _setting(None, "tokens of a packed micro batch; null: batch_size x seq_length")
+    join_documents: bool | None = _setting(
+        None, "documents that share an example see each other; null: only where nothing is packed"
+    )
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
 
     def __post_init__(self) -> None:
         _expect(self.seq_length >= 8, "data.seq_length", "at least 8", self.seq_length)
         _expect(0 < self.held_out < 1, "data.held_out", "a part between 0 and 1", self.held_out)
+        if self.token_budget is not None:
+            _expect(self.packing, "data.token_budget", "null without data.packing", self.token_budget)
+            least = f"at least data.seq_length, {self.seq_length}"
+            _expect(self.token_budget >= self.seq_length, "data.token_budget", least, self.token_budget)
+
+    def budget(self, batch_size: int) -> int | None:
+        """Tokens of a packed micro batch; None where batches are padded."""
+        return (self.token_budget or batch_size * self.seq_length) if self.packing else None
+
+    @property
+    def joins(self) -> bool:
+        """Whether documents share an example."""
+        return not self.packing if self.join_documents is None else self.join_documents
 
 
 @dataclass(frozen=True, kw_only=True)

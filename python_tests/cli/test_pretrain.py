@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -77,6 +78,17 @@ def test_several_objectives_are_mixed_and_evaluated_one_by_one(tmp_path, small_r
     for name in names:
         assert f"{name} {evaluated[-1][f'held_out_loss/{name}']:.4f}" in printed
         assert re.search(rf"^  {name} +{evaluated[-1][f'held_out_loss/{name}']:.3f}$", printed, re.MULTILINE)
+
+
+def test_packed_batches_train_and_resume(tmp_path, small_run, capsys):
+    run = tmp_path / "run"
+    options = ["--data.packing", "true", "--data.token_budget", "200", "--save_every", "2"]
+    assert main(["pretrain", *small_run, *options, "--steps", "4", "--run", str(run)]) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    tokens = [row["tokens"] for row in rows if "loss" in row]
+    assert all(0.9 * 200 < after - before <= 200 for before, after in pairwise([0, *tokens]))
+    assert main(["pretrain", "--resume", str(run), "--steps", "5"]) == 0
+    assert TrainConfig.from_yaml(run / "config.yaml").data.token_budget == 200
 
 
 def start(arguments):
@@ -216,6 +228,8 @@ def refused(capsys, arguments):
         (["--data.objectives.tokens", "1"], "did you mean 'data.objectives.token'"),
         (["--data.objectives.token", "0"], "data.objectives: expected a weight above 0"),
         (["--data.path", "/no/such/text"], "/no/such/text"),
+        (["--data.token_budget", "4096"], "data.token_budget: expected null without data.packing"),
+        (["--data.packing", "true", "--data.token_budget", "9"], "at least data.seq_length, 128, got 9"),
         (["--config", "/no/such/config.yaml"], "/no/such/config.yaml"),
     ],
 )

@@ -1,14 +1,18 @@
 """glm_ext.data.prepare: the store of real files, in any number of processes and across stops."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from glm_ext.data import (
     ExampleBatches,
@@ -27,10 +31,12 @@ SENTENCES = [
     f"The {a} of the {b} is {c}. " for a in ("cat", "dog") for b in ("house", "mill") for c in ("old", "new")
 ]
 TOKENIZER = GLMTokenizer.train(SENTENCES * 3, vocab_size=320)
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
 SMALL = PrepareSettings(punkt=False, shard_bytes=400)
 
 
-def given(texts: Iterator[str]) -> GLMTokenizer:
+def given_tokenizer(texts: Iterator[str]) -> GLMTokenizer:
     return TOKENIZER
 
 
@@ -50,7 +56,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 
 def test_the_store_holds_the_documents(sources: Path, tmp_path: Path) -> None:
-    header = prepare([sources], tmp_path / "store", given, settings=SMALL)
+    header = prepare([sources], tmp_path / "store", given_tokenizer, settings=SMALL)
     documents, tokenizer, read = open_store(tmp_path / "store")
     texts = [tokenizer.decode(documents[d].tolist()) for d in range(len(documents))]
     assert texts[:6] == [(sources / f"{number}.txt").read_text() for number in range(6)]
@@ -67,34 +73,100 @@ def test_the_store_holds_the_documents(sources: Path, tmp_path: Path) -> None:
     assert batch.num_targets > 0
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    records=st.lists(st.tuples(WORDS, st.just("") | WORDS), min_size=1, max_size=12),
+    shard_bytes=st.integers(1, 400),
+)
+def test_every_text_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, records: list[tuple[str, str]], shard_bytes: int
+) -> None:
+    """Whatever its characters, and however the file is cut; prompts are told apart to the token."""
+    folder = tmp_path_factory.mktemp("round")
+    lines = [json.dumps({"text": text, "prompt": prompt}) + "\n" for text, prompt in records]
+    (folder / "a.jsonl").write_text("".join(lines))
+    made = PrepareSettings(punkt=False, shard_bytes=shard_bytes)
+    header = prepare([folder / "a.jsonl"], folder / "store", given_tokenizer, settings=made)
+    documents, tokenizer, _ = open_store(folder / "store")
+    assert [tokenizer.decode(documents[d].tolist()) for d in range(len(documents))] == [
+        prompt + text for text, prompt in records
+    ]
+    prompts = [len(tokenizer.encode(prompt)) for _, prompt in records]
+    assert header["prompt_tokens"] == sum(prompts)
+    for d, prompt in enumerate(prompts):
+        where = documents.where(d)
+        if documents.weights is not None:
+            assert np.flatnonzero(documents.weights[where]).tolist() == list(
+                range(prompt, where.stop - where.start)
+            )
+
+
+def test_special_tokens_that_a_document_spells_are_plain_text(tmp_path: Path) -> None:
+    text = "the [MASK] and [gMASK] of <|endoftext|> and <|startofpiece|>"
+    (tmp_path / "a.txt").write_text(text)
+    prepare([tmp_path / "a.txt"], tmp_path / "store", given_tokenizer, settings=SMALL)
+    documents, tokenizer, _ = open_store(tmp_path / "store")
+    assert tokenizer.decode(documents[0].tolist()) == text
+    assert np.flatnonzero(np.isin(documents[0], tokenizer.ids)).tolist() == [len(documents[0]) - 1]
+
+
 def test_any_number_of_processes_makes_the_same_store(sources: Path, tmp_path: Path) -> None:
     stores = [tmp_path / "one", tmp_path / "two"]
     for workers, store in enumerate(stores, start=1):
-        prepare([sources], store, given, settings=SMALL, workers=workers)
+        prepare([sources], store, given_tokenizer, settings=SMALL, workers=workers)
     assert contents(stores[0]) == contents(stores[1])
 
 
 def test_a_killed_run_goes_on_with_what_is_missing(sources: Path, tmp_path: Path) -> None:
     killed = """
-import os, sys
+import multiprocessing, os, sys
 from glm_ext.data import GLMTokenizer, PrepareSettings, prepare
 def progress(done, total):
     if done == 2:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         os._exit(9)
-prepare([sys.argv[1]], sys.argv[2], lambda texts: GLMTokenizer.load(sys.argv[3]),
-        settings=PrepareSettings(punkt=False, shard_bytes=400), progress=progress)
+if __name__ == "__main__":
+    prepare([sys.argv[1]], sys.argv[2], lambda texts: GLMTokenizer.load(sys.argv[3]),
+            settings=PrepareSettings(punkt=False, shard_bytes=400), progress=progress, workers=2)
 """
+    script = tmp_path / "killed.py"
+    script.write_text(killed)
     store, whole = tmp_path / "store", tmp_path / "whole"
     file = TOKENIZER.save(tmp_path / "t.json")
-    child = subprocess.run([sys.executable, "-c", killed, sources, store, file], timeout=120, check=False)
+    child = subprocess.run(
+        [sys.executable, script, sources, store, file],
+        timeout=120,
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert child.returncode == 9
+    assert child.stdout.split()
+    for process in map(int, child.stdout.split()):
+        assert gone(process)
     with pytest.raises(FileNotFoundError, match="no finished token store"):
         open_store(store)
     seen: list[tuple[int, int]] = []
-    prepare([sources], store, given, settings=SMALL, progress=lambda *state: seen.append(state))
-    assert seen[0][0] == 2 and seen[-1][0] == seen[-1][1] > 2
-    prepare([sources], whole, given, settings=SMALL)
+    prepare([sources], store, given_tokenizer, settings=SMALL, progress=lambda *state: seen.append(state))
+    assert seen[0][0] >= 2 and seen[-1][0] == seen[-1][1] > 2
+    prepare([sources], whole, given_tokenizer, settings=SMALL)
     assert contents(store) == contents(whole)
+
+
+def gone(process: int, seconds: float = 30) -> bool:
+    """Whether the process ends within this time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.kill(process, 0)
+            state = Path(f"/proc/{process}/stat")
+            if state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def begin(sources: Path, store: Path, **changed: Any) -> None:
@@ -105,7 +177,7 @@ def begin(sources: Path, store: Path, **changed: Any) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare([sources], store, given, settings=SMALL, progress=stop, **changed)
+        prepare([sources], store, given_tokenizer, settings=SMALL, progress=stop, **changed)
 
 
 @pytest.mark.parametrize("change", ["file", "settings", "tokenizer"])
@@ -120,25 +192,25 @@ def test_a_run_goes_on_only_with_the_same(sources: Path, tmp_path: Path, change:
     else:
         options["tokenizer_name"] = "another"
     with pytest.raises(ValueError, match="begun with other files or settings"):
-        prepare([sources], store, given, **options)
+        prepare([sources], store, given_tokenizer, **options)
 
 
 def test_no_folder_is_written_over(sources: Path, tmp_path: Path) -> None:
-    prepare([sources], tmp_path / "store", given, settings=SMALL)
+    prepare([sources], tmp_path / "store", given_tokenizer, settings=SMALL)
     with pytest.raises(FileExistsError, match="a finished token store"):
-        prepare([sources], tmp_path / "store", given, settings=SMALL)
+        prepare([sources], tmp_path / "store", given_tokenizer, settings=SMALL)
     with pytest.raises(FileExistsError, match="is no token store"):
-        prepare([sources], sources, given, settings=SMALL)
+        prepare([sources], sources, given_tokenizer, settings=SMALL)
 
 
 def test_bad_documents_stop_or_are_counted(sources: Path, tmp_path: Path) -> None:
     (sources / "b.jsonl").write_text('{"text": "good"}\n{"text": \n{"text": ""}\n')
     (sources / "empty.txt").write_text("")
     with pytest.raises(ValueError, match=r"b\.jsonl:2: broken JSON: .*--on_error skip"):
-        prepare([sources], tmp_path / "stopped", given, settings=SMALL)
+        prepare([sources], tmp_path / "stopped", given_tokenizer, settings=SMALL)
     skip = PrepareSettings(punkt=False, on_error="skip")
     with pytest.warns(UserWarning, match="empty|broken") as warned:
-        header = prepare([sources], tmp_path / "store", given, settings=skip)
+        header = prepare([sources], tmp_path / "store", given_tokenizer, settings=skip)
     assert header["skipped"] == {"broken JSON": 1, "empty document": 1, "empty file": 1}
     assert header["documents"] == 6 + 8 + 1
     assert any("b.jsonl:2" in str(warning.message) for warning in warned)
@@ -147,7 +219,7 @@ def test_bad_documents_stop_or_are_counted(sources: Path, tmp_path: Path) -> Non
 def test_errors_of_a_pool_reach_the_caller(sources: Path, tmp_path: Path) -> None:
     (sources / "0.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"0\.txt: not UTF-8 at byte 0"):
-        prepare([sources], tmp_path / "store", given, settings=SMALL, workers=2)
+        prepare([sources], tmp_path / "store", given_tokenizer, settings=SMALL, workers=2)
 
 
 @pytest.mark.filterwarnings("ignore:.*skipped")
@@ -157,14 +229,14 @@ def test_a_corpus_of_nothing_is_an_error(tmp_path: Path, files: dict[str, bytes]
     for name, data in files.items():
         (tmp_path / "sources" / name).write_bytes(data)
     with pytest.raises(ValueError, match="no text found"):
-        prepare([tmp_path / "sources"], tmp_path / "store", given, settings=SMALL)
+        prepare([tmp_path / "sources"], tmp_path / "store", given_tokenizer, settings=SMALL)
 
 
 def test_sentence_ends_are_punkts_and_reach_the_objective(tmp_path: Path) -> None:
     pytest.importorskip("nltk")
     sentences = random_sentences(300)
     (tmp_path / "a.txt").write_text(" ".join(sentences) + "\n\nNo mark here\n\nAn end.")
-    prepare([tmp_path / "a.txt"], tmp_path / "store", given, settings=PrepareSettings())
+    prepare([tmp_path / "a.txt"], tmp_path / "store", given_tokenizer, settings=PrepareSettings())
     documents, tokenizer, header = open_store(tmp_path / "store")
     assert header["punkt"] and documents.sentence_ends is not None
     tokens = documents[0].astype(np.int64)

@@ -1,0 +1,74 @@
+"""glm-ext evaluate: the metrics of a trained model on a task's examples."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glm_ext.cli.errors import UserError, user_errors
+from glm_ext.extras import require
+from glm_ext.tasks import TASKS, Task, load_task
+from glm_ext.train.checkpoint import load_checkpoint
+from glm_ext.train.config import config_errors
+from glm_ext.train.load import load_model
+
+_DESCRIPTION = f"""The metrics of a trained model on a file of examples, JSON lines or CSV.
+Tasks: {", ".join(TASKS)}."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    with user_errors():
+        options = _parse(arguments)
+        model, tokenizer = load_model(options.run)
+        task = load_task(options.task, tokenizer, model_config=model.config, **options.options)
+        _load_head(task, options.run)
+        examples = task.examples(Path(options.data))
+        begin = time.perf_counter()
+        metrics = task.metrics(model, examples)
+    seconds = time.perf_counter() - begin
+    print(f"{task.name}: {len(examples):,} examples, {seconds:.1f} s")
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.4f}")
+    if options.out is not None:
+        with user_errors():
+            report = {"task": task.name, "data": options.data, "examples": len(examples), "metrics": metrics}
+            Path(options.out).write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    jsonargparse = require("jsonargparse", extra="train")
+    parser = jsonargparse.ArgumentParser(
+        prog="glm-ext evaluate", description=_DESCRIPTION, exit_on_error=False
+    )
+    parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
+    parser.add_argument("--task", type=str | None, default=None, help="name of the task")
+    parser.add_argument("--data", type=str | None, default=None, help="file of examples")
+    parser.add_argument(
+        "--options", type=dict[str, Any], default={}, help="of the task, as in --options.max_length 512"
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="also write the metrics there, as JSON")
+    with config_errors(["task", "data", "options", "out"]):
+        options = parser.parse_args(list(arguments))
+    for name in ("task", "data"):
+        if options[name] is None:
+            raise UserError(f"--{name} is missing; see glm-ext evaluate --help")
+    return options
+
+
+def _load_head(task: Task, run: str) -> None:
+    """What the task learned besides the model lies beside the model in the checkpoint."""
+    if task.module is None:
+        return
+    _, folder = load_checkpoint(Path(run))
+    file = folder / "head.safetensors"
+    if not file.is_file():
+        raise UserError(f"{folder}: holds no head for {task.name}; train one: glm-ext finetune --task head")
+    try:
+        task.module.load_state_dict(require("safetensors.torch", extra="train").load_file(file))
+    except RuntimeError as error:
+        raise UserError(f"{file}: is not the head of {task.name}: {error}") from None

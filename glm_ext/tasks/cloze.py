@@ -1,0 +1,254 @@
+"""Understanding as filling a blank (Du et al. 2022, "GLM", section 2.3).
+
+A task is a short description: a pattern that makes a text with one blank of a record, and what may stand in
+the blank, the same for all records (a verbalizer) or each record's own choices.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from glm_ext.extras import require
+from glm_ext.generate.decoder import inference
+from glm_ext.model import GLM
+
+from .choices import Question, choice_log_probs, choice_loss
+from .metrics import METRICS
+from .pattern import count_masks, encode_pattern, parse_pattern, render
+from .records import Fields, examples_of, read_records
+
+if TYPE_CHECKING:
+    from glm_ext.data.tokenizer import GLMTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A cloze task. ValueError names what is wrong with it.
+
+    Either `verbalizer`, label -> answer, or `choices`, patterns of each record's own answers, or the field
+    that holds a list of them, as in ["*field"].
+
+    >>> sentiment = Description(
+    ...     name="reviews",
+    ...     pattern="{text} It was [MASK].",
+    ...     verbalizer={"neg": "bad", "pos": "good"},
+    ...     shorten=["text"],
+    ... )
+    >>> sentiment.labels
+    ['neg', 'pos']
+    """
+
+    name: str
+    pattern: str  # "{field}" and one mask
+    verbalizer: Mapping[str, str] = field(default_factory=dict)
+    choices: Sequence[str] = ()
+    label: str = "label"  # the field that says which is right: a label, or the number of a choice (or a list)
+    shorten: Sequence[str] = ()  # fields that may be cut where the text is too long
+    metrics: Sequence[str] = ("accuracy",)
+    primary: str = ""  # of the metrics' values; the first one by default
+    group: str = ""  # the field of records that a metric judges together
+    expand: Callable[[Fields], Iterable[Fields]] | None = None  # one line of the file -> its records
+
+    def __post_init__(self) -> None:
+        for name, kind in (("name", str), ("pattern", str), ("verbalizer", Mapping)):
+            expected = "keys and values" if kind is Mapping else "a text"
+            self._expect(isinstance(getattr(self, name), kind), name, expected, getattr(self, name))
+        for name in ("choices", "shorten", "metrics"):
+            listed = isinstance(getattr(self, name), list | tuple)
+            self._expect(listed, name, "a list", getattr(self, name))
+        self._expect(
+            count_masks(self.pattern) == 1, "pattern", "one of [MASK], [sMASK], [gMASK]", self.pattern
+        )
+        given = [name for name in ("verbalizer", "choices") if getattr(self, name)]
+        self._expect(len(given) == 1, "verbalizer, choices", "one of them", given)
+        for label, answer in self.verbalizer.items():
+            answered = isinstance(answer, str) and bool(answer.strip())
+            self._expect(answered, f"verbalizer[{label}]", "a text", answer)
+        for metric in self.metrics:
+            self._expect(metric in METRICS, "metrics", f"some of {', '.join(METRICS)}", metric)
+        self._expect(bool(self.metrics), "metrics", "at least one", self.metrics)
+        in_pattern = {piece.field for piece in parse_pattern(self.pattern)}
+        for name in self.shorten:
+            self._expect(name in in_pattern, "shorten", "fields of the pattern", name)
+
+    def _expect(self, condition: bool, name: str, expected: str, value: object) -> None:
+        if not condition:
+            raise ValueError(f"{self.name or 'task'}: {name}: expected {expected}, got {value!r}")
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.verbalizer)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Description:
+        """From a YAML or JSON file with the fields above but for `expand`.
+
+        ValueError for a key that there is not; the name is the file's by default.
+        """
+        path = Path(path)
+        text = path.read_text("utf-8")
+        try:
+            values = json.loads(text) if path.suffix == ".json" else _yaml(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected keys and values, got {type(values).__name__}")
+        known = [entry.name for entry in fields(cls) if entry.name != "expand"]
+        if unknown := [key for key in values if key not in known]:
+            near = difflib.get_close_matches(str(unknown[0]), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise ValueError(f"{path}: there is no key {unknown[0]!r}{hint}")
+        if "pattern" not in values:
+            raise ValueError(f"{path}: expected a pattern")
+        named: dict[str, Any] = {"name": path.stem} | values
+        try:
+            return cls(**named)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _yaml(text: str) -> Any:
+    """Every scalar as the text that it is: no and yes are answers here, not false and true."""
+    yaml = require("yaml", extra="train")
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def _label(value: object) -> str:
+    """How a label is spelled in a description: true and false in small letters."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class Cloze:
+    """A description with a tokenizer: the Task.
+
+    In training, cross-entropy over the choices' log-probabilities; the likeliest is the prediction.
+    """
+
+    module: nn.Module | None = None
+
+    def __init__(
+        self,
+        tokenizer: GLMTokenizer,
+        description: Description | str | Path,
+        *,
+        max_length: int = 256,
+        length_penalty: float = 0.0,
+        eval_batch_size: int = 16,
+    ) -> None:
+        """max_length: of Part A. length_penalty: see `choice_log_probs`. A path is a description's file."""
+        if not isinstance(description, Description):
+            description = Description.load(description)
+        if max_length < 8:
+            raise ValueError(f"max_length: expected 8 or more, got {max_length}")
+        if eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size: expected 1 or more, got {eval_batch_size}")
+        self.tokenizer, self.description = tokenizer, description
+        self.max_length, self.length_penalty = max_length, length_penalty
+        self.eval_batch_size = eval_batch_size
+        self.name = description.name
+        self.primary = description.primary or {"answer_sets": "f1a", "spans": "f1"}.get(
+            description.metrics[0], description.metrics[0]
+        )
+        self._pieces = parse_pattern(description.pattern)
+        self._masks = {tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id}
+
+    def examples(self, path: Path) -> list[Question]:
+        expand = self.description.expand or (lambda record: [record])
+        return examples_of(path, read_records(path), lambda record: map(self.question, expand(record)))
+
+    def question(self, record: Fields) -> Question:
+        """ValueError for a field that is missing, an unknown label, or no choices."""
+        context = encode_pattern(
+            self.tokenizer,
+            self._pieces,
+            record,
+            max_length=self.max_length,
+            shorten=self.description.shorten,
+        )
+        texts = self._choices(record)
+        # A blank swallows the white space on its left, so what fills it brings its own.
+        return Question(
+            context=context,
+            place=next(place for place, token in enumerate(context) if token in self._masks),
+            choices=[self.tokenizer.encode(f" {text}") for text in texts],
+            gold=self._gold(record, len(texts)),
+            texts=texts,
+            group=str(record.get(self.description.group, "")),
+        )
+
+    def loss(self, model: GLM, examples: Sequence[Question]) -> Tensor:
+        return choice_loss(self.log_probs(model, examples), examples)
+
+    def log_probs(self, model: GLM, examples: Sequence[Question]) -> Tensor:
+        """Of every choice [Q, K], as `choice_log_probs`."""
+        return choice_log_probs(
+            model,
+            examples,
+            start_id=self.tokenizer.sop_id,
+            end_id=self.tokenizer.eop_id,
+            length_penalty=self.length_penalty,
+        )
+
+    def predict(self, model: GLM, examples: Sequence[Question]) -> list[int]:
+        """The number of each question's likeliest choice."""
+        predictions: list[int] = []
+        with inference(model):
+            for first in range(0, len(examples), self.eval_batch_size):
+                batch = examples[first : first + self.eval_batch_size]
+                predictions += self.log_probs(model, batch).argmax(1).tolist()
+        return predictions
+
+    def metrics(self, model: GLM, examples: Sequence[Question]) -> dict[str, float]:
+        for question in examples:
+            if not question.gold:
+                raise ValueError("expected a label in every example to judge by, found one without")
+        predictions = self.predict(model, examples)
+        values: dict[str, float] = {}
+        for metric in self.description.metrics:
+            values |= METRICS[metric](examples, predictions)
+        return values
+
+    def _choices(self, record: Fields) -> list[str]:
+        description = self.description
+        if description.verbalizer:
+            return list(description.verbalizer.values())
+        if len(description.choices) == 1 and description.choices[0].startswith("*"):
+            name = description.choices[0][1:]
+            texts = record.get(name)
+            if not isinstance(texts, list):
+                raise ValueError(f"{name}: expected a list of choices, got {texts!r}")
+            texts = [str(text).strip() for text in texts]
+        else:
+            texts = [render(pattern, record).strip() for pattern in description.choices]
+        if not texts or not all(texts):
+            raise ValueError(f"choices: expected at least one and none empty, got {texts!r}")
+        return texts
+
+    def _gold(self, record: Fields, count: int) -> frozenset[int]:
+        name = self.description.label
+        if name not in record:
+            return frozenset()  # a test set
+        value = record[name]
+        if self.description.verbalizer:
+            labels = self.description.labels
+            if _label(value) not in labels:
+                raise ValueError(f"{name}: expected one of {', '.join(labels)}, got {_label(value)!r}")
+            return frozenset([labels.index(_label(value))])
+        numbers = value if isinstance(value, list) else [value]
+        try:
+            gold = frozenset(int(number) for number in numbers)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}: expected the number of a choice, got {value!r}") from None
+        if not gold <= set(range(count)):
+            raise ValueError(f"{name}: expected 0 to {count - 1}, the number of a choice, got {value!r}")
+        return gold

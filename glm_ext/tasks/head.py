@@ -1,0 +1,119 @@
+"""A classification head: what the cloze form is compared with.
+
+logits = output(dropout(tanh(dense(h)))),   h the last hidden state of [CLS]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from glm_ext.data.special import SPECIAL_TOKENS
+from glm_ext.model import GLM
+
+from .choices import Question
+from .cloze import Cloze, Description
+from .pattern import Piece, encode_pattern, parse_pattern
+from .records import Fields
+from .superglue import SUPERGLUE
+
+if TYPE_CHECKING:
+    from glm_ext.data.tokenizer import GLMTokenizer
+
+
+class ClassificationHead(nn.Module):
+    """[B, E] -> [B, classes]: dense, tanh, dropout, output. Weights ~ N(0, 0.02), biases 0.
+
+    >>> ClassificationHead(8, 3)(torch.randn(5, 8)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(hidden_size, num_classes)
+        for layer in (self.dense, self.output):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, state: Tensor) -> Tensor:
+        logits: Tensor = self.output(self.dropout(torch.tanh(self.dense(state))))
+        return logits
+
+
+class Head(Cloze):
+    """The labels of a cloze task, told by a head: the same records, the same metrics, no words.
+
+    Part A is [CLS], the fields of the task's pattern with [SEP] between them, and eos; there is no Part B.
+    """
+
+    def __init__(
+        self,
+        tokenizer: GLMTokenizer,
+        description: Description | str | Path,
+        *,
+        hidden_size: int,
+        dropout: float = 0.1,
+        max_length: int = 256,
+        eval_batch_size: int = 16,
+    ) -> None:
+        """description: its name among SuperGLUE's tasks, or a file. hidden_size: that of the model."""
+        if isinstance(description, str):
+            description = SUPERGLUE.get(description, description)
+        super().__init__(tokenizer, description, max_length=max_length, eval_batch_size=eval_batch_size)
+        if not self.description.verbalizer:
+            raise ValueError(f"{self.name}: a head needs labels that all examples share; this task has none")
+        self.name = f"{self.name}-head"
+        self.module = self.head = ClassificationHead(hidden_size, len(self.description.labels), dropout)
+        fields = [piece for piece in parse_pattern(self.description.pattern) if piece.field is not None]
+        parts = [(Piece(SPECIAL_TOKENS["sep"]), Piece("", piece.field, piece.form)) for piece in fields]
+        self._pieces = [piece for pair in parts for piece in pair][1:]
+
+    def question(self, record: Fields) -> Question:
+        context = encode_pattern(
+            self.tokenizer,
+            self._pieces,
+            record,
+            max_length=self.max_length,
+            shorten=self.description.shorten,
+        )
+        labels = list(self.description.verbalizer.values())
+        return Question(
+            context=context,
+            place=0,
+            choices=[[label] for label in range(len(labels))],
+            gold=self._gold(record, len(labels)),
+            texts=labels,
+            group=str(record.get(self.description.group, "")),
+        )
+
+    def log_probs(self, model: GLM, examples: Sequence[Question]) -> Tensor:
+        """Of every label [Q, K], by the head."""
+        device = model.word_embeddings.weight.device
+        lengths = torch.tensor([len(example.context) for example in examples], device=device)
+        tokens = pad_sequence(
+            [torch.tensor(example.context) for example in examples],
+            batch_first=True,
+            padding_value=self.tokenizer.pad_id,
+        ).to(device)
+        places = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+        positions = torch.stack((places, torch.zeros_like(places)), 1)
+        # Padding stands at position 0: a longer neighbour does not count against the tables.
+        positions = positions * (places < lengths[:, None])[:, None]
+        state = model.hidden(tokens, positions, lengths, lengths)[:, 0]
+        log_probs: Tensor = self.head.to(device)(state).float().log_softmax(1)
+        return log_probs
+
+    def predict(self, model: GLM, examples: Sequence[Question]) -> list[int]:
+        was_training = self.head.training
+        self.head.eval()
+        try:
+            return super().predict(model, examples)
+        finally:
+            self.head.train(was_training)

@@ -1,0 +1,239 @@
+"""Language modelling: the last word of a text, the perplexity of long texts, and words missing within one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glm_ext.data.blocks import Example, make_blocks
+from glm_ext.data.cloze import Prompt
+from glm_ext.data.spans import Spans
+from glm_ext.generate import GenerationConfig, fill_prompts
+from glm_ext.model import GLM
+
+from .likelihood import Likelihood, continuation, mask_field
+from .records import Fields, Record, examples_of, read_records
+
+if TYPE_CHECKING:
+    from glm_ext.data.tokenizer import GLMTokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A piece of a text whose targets are scored; words: of the whole text, told by its first piece."""
+
+    blocks: Example
+    words: int = 0
+
+
+class LastWord(Likelihood):
+    """Predicting the last word of a passage (LAMBADA): {"text": ...} a line.
+
+    A word is right if each of its tokens is the likeliest. unidirectional: the passage is Part B, as a
+    left-to-right model reads it; by default it is Part A.
+    """
+
+    name, primary = "last_word", "accuracy"
+
+    def __init__(
+        self,
+        tokenizer: GLMTokenizer,
+        *,
+        unidirectional: bool = False,
+        mask: str = "[MASK]",
+        max_length: int = 256,
+        eval_batch_size: int = 16,
+    ) -> None:
+        """max_length: tokens of the context; of longer ones the end is kept."""
+        super().__init__(tokenizer, eval_batch_size)
+        self.unidirectional, self.mask, self.max_length = unidirectional, mask_field(mask), max_length
+
+    def examples(self, path: Path) -> list[Passage]:
+        return examples_of(path, read_records(path), self._example)
+
+    def _example(self, record: Fields) -> Iterator[Passage]:
+        before, _, word = _text(record).rpartition(" ")
+        if not before.strip():
+            raise ValueError(f"text: expected two words or more, got {word!r}")
+        blocks = continuation(
+            self.tokenizer,
+            self.tokenizer.encode(before.rstrip())[-self.max_length :],
+            self.tokenizer.encode(f" {word}"),
+            mask=self.mask,
+            unidirectional=self.unidirectional,
+        )
+        yield Passage(blocks=blocks, words=1)
+
+    def metrics(self, model: GLM, examples: Sequence[Passage]) -> dict[str, float]:
+        right = self.all_likeliest(model, examples)
+        nll = sum(self.nll(model, examples)) / len(examples)
+        return {"accuracy": 100 * sum(right) / len(right), "log_likelihood": -nll}
+
+
+class Perplexity(Likelihood):
+    """exp(-log p a token) of long texts by a sliding window: a .txt file, or {"text": ...} a line.
+
+    A window holds `window` tokens, of which the last `stride` are scored, after the rest; the first window
+    scores all but its first token. So each token but the first of a text is scored once. word_perplexity
+    spreads the same cost over the text's words, which makes different vocabularies comparable.
+    """
+
+    name, primary = "perplexity", "log_likelihood"
+
+    def __init__(
+        self,
+        tokenizer: GLMTokenizer,
+        *,
+        window: int = 256,
+        stride: int = 128,
+        unidirectional: bool = False,
+        mask: str = "[gMASK]",
+        eval_batch_size: int = 16,
+    ) -> None:
+        super().__init__(tokenizer, eval_batch_size)
+        if not 1 <= stride < window:
+            raise ValueError(f"stride: expected 1 to {window - 1}, less than window, got {stride}")
+        self.window, self.stride = window, stride
+        self.unidirectional, self.mask = unidirectional, mask_field(mask)
+
+    def examples(self, path: Path) -> list[Passage]:
+        if path.suffix == ".txt":
+            records = [Record(1, {"text": path.read_text("utf-8")})]
+        else:
+            records = read_records(path)
+        return examples_of(path, records, self._examples)
+
+    def _examples(self, record: Fields) -> Iterator[Passage]:
+        text = _text(record)
+        tokens = self.tokenizer.encode(text)
+        if len(tokens) < 2:
+            raise ValueError(f"text: expected two tokens or more, got {text!r}")
+        words = len(text.split())
+        end = 1
+        while end < len(tokens):
+            begin = end  # of what is scored
+            end = min(self.window if begin == 1 else begin + self.stride, len(tokens))
+            context = tokens[max(0, end - self.window) : begin]
+            blocks = continuation(
+                self.tokenizer,
+                context,
+                tokens[begin:end],
+                mask=self.mask,
+                unidirectional=self.unidirectional,
+            )
+            yield Passage(blocks=blocks, words=words if begin == 1 else 0)
+
+    def metrics(self, model: GLM, examples: Sequence[Passage]) -> dict[str, float]:
+        total = sum(self.nll(model, examples))
+        per_token = total / sum(int(example.blocks.loss_mask.sum()) for example in examples)
+        values = {"log_likelihood": -per_token, "perplexity": math.exp(per_token)}
+        if words := sum(example.words for example in examples):
+            values["word_perplexity"] = math.exp(total / words)
+        return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gaps:
+    """A text with words missing, and what stood there, left to right."""
+
+    blocks: Example
+    prompt: Prompt
+    answers: list[str]
+
+
+class Infill(Likelihood):
+    """Words missing within a text, {"text": ...} a line: each is left out with probability `ratio`.
+
+    Neighbours share a blank; a text has one blank at least. exact: blanks that greedy filling restores word
+    for word, left to right, each seeing what was written before. The gaps follow from seed and text alone.
+    """
+
+    name, primary = "infill", "log_likelihood"
+
+    def __init__(
+        self,
+        tokenizer: GLMTokenizer,
+        *,
+        ratio: float = 0.15,
+        seed: int = 0,
+        max_length: int = 256,
+        eval_batch_size: int = 16,
+    ) -> None:
+        """max_length: tokens of a text; of longer ones the beginning is kept."""
+        super().__init__(tokenizer, eval_batch_size)
+        if not 0.0 < ratio <= 1.0:
+            raise ValueError(f"ratio: expected 0 < ratio <= 1, got {ratio}")
+        self.ratio, self.seed, self.max_length = ratio, seed, max_length
+
+    def examples(self, path: Path) -> list[Gaps]:
+        return examples_of(path, read_records(path), self._example)
+
+    def _example(self, record: Fields) -> Iterator[Gaps]:
+        text = _text(record)
+        words = re.findall(r"\s*\S+", text)
+        lengths = np.cumsum([len(tokens) for tokens in self.tokenizer.encode_batch(words)]) + 2
+        words = words[: max(1, int((lengths <= self.max_length).sum()))]
+        rng = np.random.default_rng([self.seed, *text.encode()])
+        missing = rng.random(len(words)) < self.ratio
+        missing[rng.integers(len(words))] |= not missing.any()
+
+        ids = self.tokenizer.ids
+        tokens, starts, ends, answers = [ids.cls], list[int](), list[int](), list[str]()
+        # Runs of words that are all there or all missing.
+        edges = [0, *(np.flatnonzero(np.diff(missing)) + 1).tolist(), len(words)]
+        for first, last in pairwise(edges):
+            piece = "".join(words[first:last])
+            begin = len(tokens)
+            tokens += self.tokenizer.encode(piece)
+            if missing[first]:
+                starts.append(begin)
+                ends.append(len(tokens))
+                answers.append(piece.strip())
+        tokens.append(ids.eos)
+        blocks = make_blocks(
+            np.array(tokens),
+            Spans(np.array(starts), np.array(ends) - np.array(starts)),
+            np.arange(len(starts)),
+            mask=ids.mask,
+            sop=ids.sop,
+            eop=ids.eop,
+        )
+        part_a = blocks.tokens[: blocks.prefix_len].tolist()
+        places = [place for place, token in enumerate(part_a) if token == ids.mask]
+        yield Gaps(blocks=blocks, prompt=Prompt(part_a, places, [ids.mask] * len(places)), answers=answers)
+
+    def metrics(self, model: GLM, examples: Sequence[Gaps]) -> dict[str, float]:
+        per_target = sum(self.nll(model, examples)) / sum(
+            int(example.blocks.loss_mask.sum()) for example in examples
+        )
+        longest = max(len(self.tokenizer.encode(f" {a}")) for example in examples for a in example.answers)
+        config = GenerationConfig(
+            max_length=min(longest + 1, model.config.max_positions - 1), max_blanks=self.max_length
+        )
+        right = []
+        for first in range(0, len(examples), self.eval_batch_size):
+            batch = examples[first : first + self.eval_batch_size]
+            prompts = [example.prompt for example in batch]
+            written = fill_prompts(model, self.tokenizer, prompts, None, config)
+            for example, spans in zip(batch, written, strict=True):
+                texts = [self.tokenizer.decode(span).strip() for span in spans]
+                right += [text == answer for text, answer in zip(texts, example.answers, strict=True)]
+        return {
+            "log_likelihood": -per_target,
+            "perplexity": math.exp(per_target),
+            "exact": 100 * sum(right) / len(right),
+        }
+
+
+def _text(record: Fields) -> str:
+    text = record.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f'expected a text in the field "text", got {text!r}')
+    return text.strip()

@@ -1,0 +1,84 @@
+"""The user's own data: JSON lines and CSV, with errors that name file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+Fields = dict[str, Any]
+T = TypeVar("T")
+
+
+class Record(NamedTuple):
+    """One line of a file (its first, in CSV) and the fields that it holds."""
+
+    line: int
+    fields: Fields
+
+
+def read_records(path: Path) -> list[Record]:
+    """.csv and .tsv by their header, every other file as JSON lines; empty lines are left out.
+
+    ValueError names file and line of what is neither; so does a file without records.
+    """
+    separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 (byte {error.start})") from None
+    records = list(_json_lines(path, text) if separator is None else _table(path, text, separator))
+    if not records:
+        raise ValueError(f"{path}: expected at least one example, found none")
+    return records
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path}, line {number}: expected an object {{...}}, got {line[:60]}")
+        yield Record(number, fields)
+
+
+def _table(path: Path, text: str, separator: str) -> Iterator[Record]:
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+    first = 2  # line 1 is the header
+    try:
+        for fields in reader:
+            if None in fields or None in fields.values():
+                raise ValueError(f"expected {len(reader.fieldnames or ())} columns as in the header")
+            yield Record(first, dict(fields))
+            first = reader.line_num + 1
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path}, line {first}: {error}") from None
+
+
+def examples_of(path: Path, records: Iterable[Record], make: Callable[[Fields], Iterable[T]]) -> list[T]:
+    """What `make` makes of every record; its ValueErrors get file and line."""
+    examples: list[T] = []
+    for record in records:
+        with _located(path, record.line):
+            examples.extend(make(record.fields))
+    if not examples:
+        raise ValueError(f"{path}: expected at least one example, found none")
+    return examples
+
+
+@contextmanager
+def _located(path: Path, line: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}, line {line}: {error}") from None
+    except KeyError as error:
+        raise ValueError(f"{path}, line {line}: expected a field {error}") from None

@@ -1,0 +1,275 @@
+"""Descriptions, their files, the examples that they make, and learning from them."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from glm_ext.tasks import Cloze, Description, load_task
+from glm_ext.tasks.choices import Question
+from glm_ext.tasks.metrics import METRICS, accuracy, spans
+from glm_ext.tasks.pattern import encode_pattern, parse_pattern, render
+from glm_ext.tasks.records import read_records
+
+REVIEWS = """\
+name: reviews
+pattern: "{text} It was [MASK]."
+verbalizer: {0: bad, 1: good}
+shorten: [text]
+"""
+
+
+def jsonl(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+# --------------------------------------------------------------------------------------------- patterns
+
+
+def test_a_pattern_has_its_blank_where_training_has_it(tokenizer):
+    pieces = parse_pattern('"{a:bare}"? [MASK], "{b}"')
+    tokens = encode_pattern(tokenizer, pieces, {"a": "The cat sat.", "b": " the dog "}, max_length=64)
+    assert tokens[0] == tokenizer.cls_id and tokens[-1] == tokenizer.eos_id
+    place = tokens.index(tokenizer.mask_id)
+    filled = [*tokens[1:place], *tokenizer.encode(" No"), *tokens[place + 1 : -1]]
+    assert tokenizer.decode(filled) == '"The cat sat"? No, "the dog"'
+
+
+def test_the_space_goes_with_the_word_after_it(tokenizer):
+    tokens = encode_pattern(tokenizer, parse_pattern("Question: {q} [MASK]"), {"q": "the cat"}, max_length=64)
+    assert tokens[1:-2] == tokenizer.encode("Question: the cat")
+
+
+def test_forms():
+    assert render("{a:lower}|{a:bare}|{a:clause}|{a}|{a:raw}|{{}}", {"a": " The End. "}) == (
+        "the End.|The End|the End|The End.| The End. |{}"
+    )
+
+
+def test_fields_are_plain_text(tokenizer):
+    tokens = encode_pattern(
+        tokenizer, parse_pattern("{a} [MASK]"), {"a": "x [MASK] <|endoftext|> {b}"}, max_length=64
+    )
+    assert tokens.count(tokenizer.mask_id) == 1 and tokens.count(tokenizer.eos_id) == 1
+    assert tokenizer.decode(tokens) == "x [MASK] <|endoftext|> {b}"
+
+
+def test_long_fields_are_cut_at_their_end_the_longest_first(tokenizer):
+    pieces, fields = parse_pattern("{a} / {b} [MASK]"), {"a": "the " * 30, "b": "it " * 10}
+    whole = encode_pattern(tokenizer, pieces, fields, max_length=200)
+    cut = encode_pattern(tokenizer, pieces, fields, max_length=len(whole) - 5, shorten=["a", "b"])
+    assert tokenizer.decode(cut) == tokenizer.decode(whole).replace(" the" * 5 + " /", " /")
+    even = tokenizer.decode(encode_pattern(tokenizer, pieces, fields, max_length=16, shorten=["a", "b"]))
+    assert abs(even.count("the") - even.count("it")) <= 2 and even.count("it") < 10
+    with pytest.raises(ValueError, match="more than max_length = 16, and no field of it may be shortened"):
+        encode_pattern(tokenizer, pieces, fields, max_length=16)
+    with pytest.raises(ValueError, match="more than max_length = 16, even without b"):
+        encode_pattern(tokenizer, pieces, fields, max_length=16, shorten=["b"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{a", "pattern: .* a brace itself is written twice"),
+        ("{}", "expected the name of a field"),
+        ("{a:upper}", "expected a form among bare, lower, clause, raw, got a:upper"),
+    ],
+)
+def test_broken_patterns(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        parse_pattern(pattern)
+
+
+# --------------------------------------------------------------------------------------------- descriptions
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"pattern": "no blank"},
+            r"t: pattern: expected one of \[MASK\], \[sMASK\], \[gMASK\], got 'no blank'",
+        ),
+        ({"pattern": "[MASK] [MASK]"}, "t: pattern: expected one of"),
+        ({"verbalizer": {}}, "t: verbalizer, choices: expected one of them, got []"),
+        ({"choices": ["{a}"]}, "t: verbalizer, choices: expected one of them"),
+        ({"verbalizer": {"x": " "}}, r"t: verbalizer\[x\]: expected a text"),
+        ({"metrics": ["acuracy"]}, "t: metrics: expected some of accuracy, .* got 'acuracy'"),
+        ({"metrics": []}, "t: metrics: expected at least one"),
+        ({"shorten": ["b"]}, "t: shorten: expected fields of the pattern, got 'b'"),
+    ],
+)
+def test_descriptions_are_checked(changes, message):
+    settings = {"name": "t", "pattern": "{a} [MASK]", "verbalizer": {"x": "y"}}
+    with pytest.raises(ValueError, match=message.replace("[]", r"\[\]")):
+        Description(**(settings | changes))
+
+
+def test_a_description_of_ones_own(write, tokenizer):
+    task = load_task("cloze", tokenizer, description=write("reviews.yaml", REVIEWS))
+    assert (task.name, task.primary, task.module) == ("reviews", "accuracy", None)
+    twin = json.dumps({"pattern": "{text} It was [MASK].", "verbalizer": {"0": "bad", "1": "good"}})
+    for description in (task.description, Description.load(write("twin.json", twin))):
+        assert description.verbalizer == {"0": "bad", "1": "good"}
+    csv = write("reviews.csv", 'text,label\n"The cat, sat.",1\n"Two\nlines",0\n')
+    lines = write(
+        "reviews.jsonl", jsonl({"text": "The cat, sat.", "label": 1}, {"text": "Two\nlines", "label": 0})
+    )
+    first, second = task.examples(csv)
+    assert [first, second] == task.examples(lines)
+    assert first.gold == {1} and second.gold == {0}
+    assert first.texts == ["bad", "good"] and first.choices == [
+        tokenizer.encode(" bad"),
+        tokenizer.encode(" good"),
+    ]
+    assert first.context[first.place] == tokenizer.mask_id
+
+
+def test_choices_of_each_record(write, tokenizer):
+    task = Cloze(tokenizer, Description(name="t", pattern="{q} [MASK]", choices=["*options"], label="right"))
+    record = {"q": "the", "options": ["cat", "dog"], "right": 1}
+    [question] = task.examples(write("a.jsonl", jsonl(record)))
+    assert question.texts == ["cat", "dog"] and question.gold == {1}
+    for broken, message in (
+        ({"options": []}, "choices: expected at least one and none empty"),
+        ({"options": ["cat", " "]}, "choices: expected at least one and none empty"),
+        ({"options": "cat"}, "options: expected a list of choices, got 'cat'"),
+        ({"right": 2}, "right: expected 0 to 1, the number of a choice, got 2"),
+        ({"right": "cat"}, "right: expected the number of a choice, got 'cat'"),
+    ):
+        with pytest.raises(ValueError, match=f"b.jsonl, line 2: {message}"):
+            task.examples(write("b.jsonl", jsonl(record, record | broken)))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("a.jsonl", '{"text": "x", "label": 2}', "line 1: label: expected one of 0, 1, got '2'"),
+        ("a.jsonl", '\n{"label": 1}', "line 2: there is no field 'text'; there are label"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text', "line 2: not JSON"),
+        ("a.jsonl", "[1]", r"line 1: expected an object \{...\}, got \[1\]"),
+        ("a.jsonl", "\n", "expected at least one example, found none"),
+        ("a.jsonl", '{"text": [1], "label": 1}', r"line 1: text: expected a text, got \[1\]"),
+        ("a.csv", "text,label\nx,1\ny\n", "line 3: expected 2 columns as in the header"),
+        ("a.csv", "text,label\nx,1,2\n", "line 2: expected 2 columns"),
+    ],
+)
+def test_bad_data_is_named(write, tokenizer, file, text, message):
+    task = Cloze(tokenizer, Description.load(write("reviews.yaml", REVIEWS)))
+    path = write(file, text)
+    with pytest.raises(ValueError, match=f"{path}.*{message}"):
+        task.examples(path)
+
+
+def test_bad_bytes_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2: not UTF-8 \(byte 16\)"):
+        read_records(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patern: x", "there is no key 'patern'; did you mean 'pattern'?"),
+        ("- 1", "expected keys and values, got list"),
+        ("name: x", "expected a pattern"),
+        ("{", "not YAML"),
+        ("pattern: no", "pattern: expected one of"),
+        ('pattern: "[MASK]"\nchoices: "*a"', "choices: expected a list"),
+    ],
+)
+def test_bad_descriptions_are_named(write, text, message):
+    with pytest.raises(ValueError, match=f"t.yaml: .*{re.escape(message)}"):
+        Description.load(write("t.yaml", text))
+
+
+def test_names_and_options_are_checked(tokenizer):
+    with pytest.raises(ValueError, match="task: there is no 'rtee'; did you mean 'rte'"):
+        load_task("rtee", tokenizer)
+    with pytest.raises(ValueError, match="rte: there is no option 'max_lenght'; did you mean 'max_length'"):
+        load_task("rte", tokenizer, max_lenght=5)
+    with pytest.raises(ValueError, match="cloze: expected the option description"):
+        load_task("cloze", tokenizer)
+    with pytest.raises(ValueError, match="max_length: expected 8 or more, got 5"):
+        load_task("rte", tokenizer, max_length=5)
+
+
+# --------------------------------------------------------------------------------------------- learning
+
+
+def test_a_model_learns_it(glm, tokenizer, write):
+    """One field decides; multi-token answers. The loss falls and the metric becomes right."""
+    task = load_task("cloze", tokenizer, description=write("t.yaml", REVIEWS.replace("good", "good not bad")))
+    records = [{"text": f"{word} the house", "label": int(word == "cat")} for word in ("cat", "dog") * 4]
+    examples = task.examples(write("train.jsonl", jsonl(*records)))
+    assert len(examples[0].choices[1]) > 1
+    optimizer = torch.optim.AdamW(glm.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss = task.loss(glm, examples)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.1 < 0.3 < losses[0]
+    assert task.metrics(glm, examples) == {"accuracy": 100.0}
+    assert glm.training
+
+
+def test_evaluation_in_batches_is_that_of_each_alone(glm, tokenizer):
+    description = Description(name="t", pattern="{q} [MASK]", choices=["*options"])
+    task = Cloze(tokenizer, description, eval_batch_size=2)
+    records = [
+        {"q": "the cat " * n, "options": ["dog", "the man", "house because"][: 1 + n % 3], "label": 0}
+        for n in range(1, 6)
+    ]
+    questions = [task.question(record) for record in records]
+    alone = [task.predict(glm, [question])[0] for question in questions]
+    assert task.predict(glm, questions) == alone
+
+
+def test_without_labels_there_is_nothing_to_judge(glm, tokenizer):
+    task = load_task("rte", tokenizer)
+    question = task.question({"premise": "the cat", "hypothesis": "the dog"})
+    assert task.predict(glm, [question])[0] in (0, 1)
+    with pytest.raises(ValueError, match="expected a label in every example to judge by"):
+        task.metrics(glm, [question])
+
+
+# --------------------------------------------------------------------------------------------- metrics
+
+
+def asked(*gold, groups=None, texts=()):
+    groups = groups or [""] * len(gold)
+    return [
+        Question(context=[], place=0, choices=[[1]] * 4, gold=frozenset(g), group=group, texts=list(texts))
+        for g, group in zip(gold, groups, strict=True)
+    ]
+
+
+def test_accuracy_counts_any_right_choice():
+    assert accuracy(asked({0}, {1, 2}, {1}), [0, 2, 0]) == {"accuracy": pytest.approx(200 / 3)}
+
+
+def test_scores_of_classes():
+    pytest.importorskip("sklearn")
+    questions, predictions = asked({1}, {1}, {0}, {0}, {2}), [1, 0, 0, 0, 1]
+    # Class 0: 2 of 2 found, 1 too many; class 1: 1 of 2, 1 too many; class 2: none.
+    assert METRICS["f1_macro"](questions, predictions) == {"f1_macro": pytest.approx(100 * (0.8 + 0.5) / 3)}
+    assert METRICS["f1"](questions[:4], predictions[:4]) == {"f1": pytest.approx(100 * 2 / 3)}
+    assert METRICS["matthews"](questions[:4], [1, 1, 0, 0]) == {"matthews": pytest.approx(100)}
+
+
+def test_answers_to_one_question_are_judged_together():
+    pytest.importorskip("sklearn")
+    questions = asked({1}, {0}, {1}, {1}, groups=["a", "a", "b", "b"])
+    assert METRICS["answer_sets"](questions, [1, 0, 1, 0]) == {"f1a": pytest.approx(80.0), "em": 50.0}
+
+
+def test_spans_are_compared_word_by_word():
+    questions = asked({0}, {2, 3}, texts=["The Cat.", "a cat", "big red dog", "a red"])
+    assert spans(questions, [1, 3]) == {"f1": 100.0, "em": 100.0}
+    assert spans(questions[1:], [1]) == {"f1": 0.0, "em": 0.0}
+    questions = asked({2}, texts=["x", "the red dog", "big red dog", "y"])
+    assert spans(questions, [1]) == {"f1": pytest.approx(80.0), "em": 0.0}
