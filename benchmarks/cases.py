@@ -8,7 +8,7 @@ peers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,14 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.op} {self.name}"
+
+
+def rate(measured: Mapping[str, Any], seconds: float) -> str:
+    """Useful arithmetic and its share of the peak, or the memory traffic that the result needs a second."""
+    if measured["flops"]:
+        gflops = measured["flops"] / seconds * 1e-9
+        return f"{gflops:.0f} GFLOP/s, {gflops / measured['peak_gflops']:.0%} of peak"
+    return f"{measured['bytes'] / seconds * 1e-9:.1f} GB/s"
 
 
 def _train(forward: Callable[[], Tensor | tuple[Tensor, ...]], inputs: list[Tensor]) -> Peer:
@@ -110,6 +118,7 @@ def attention(
         peers=peers,
         flops=(3.5 if backward else 1.0) * 4 * D * visible_pairs(S, prefix) * B * H,
         shape={
+            "B": B,
             "S": S,
             "D": D,
             "prefix": prefix / S,
@@ -140,7 +149,18 @@ def attention_packed(H: int, D: int, budget: int) -> Case:
         def sdpa() -> Tensor:
             return F.scaled_dot_product_attention(*padded.permute(2, 0, 3, 1, 4), mask)
 
-        return {OURS: _train(ours, [packed]), "SDPA, padded": _train(sdpa, [padded])}
+        masks = [visible(n, n, prefix)[0] for n, prefix in zip(lengths, prefixes, strict=True)]
+
+        def one_by_one() -> Tensor:
+            documents = zip(packed.split(lengths), masks, strict=True)
+            found = [F.scaled_dot_product_attention(*x.permute(1, 2, 0, 3), m) for x, m in documents]
+            return torch.cat(found, 1)
+
+        return {
+            OURS: _train(ours, [packed]),
+            "SDPA, padded": _train(sdpa, [padded]),
+            "SDPA, document by document": _train(one_by_one, [packed]),
+        }
 
     pairs = sum(visible_pairs(length, prefix) for length, prefix in zip(lengths, prefixes, strict=True))
     return Case(
@@ -322,9 +342,11 @@ def linear_cross_entropy(N: int, E: int, V: int, share: float) -> Case:
         found: dict[str, Peer] = {
             OURS: _train(lambda: ops.linear_cross_entropy(hidden, weight, targets, mask), inputs),
             "eager, all rows": _train(eager, inputs),
+            "torch.compile, all rows": _train(torch.compile(eager), inputs),
         }
         if share < 1.0:
             found["eager, rows gathered"] = _train(gathered, inputs)
+            found["torch.compile, rows gathered"] = _train(torch.compile(gathered), inputs)
         if share == 1.0 and hasattr(F, "linear_cross_entropy"):
             found["F.linear_cross_entropy"] = _train(
                 lambda: F.linear_cross_entropy(hidden, weight, targets), inputs
@@ -352,6 +374,7 @@ def all_cases() -> Iterator[Case]:
     yield attention(4, 12, 512, 64, 410)
     yield attention(1, 12, 1024, 128, 512)
     yield gelu_mlp(2048, 768, 3072)
+    yield gelu_mlp(2048, 768, 3072, torch.bfloat16)
     yield linear(2048, 768, 2304)
     yield linear(2048, 768, 768)
     yield embedding_2d(4096, 768, 30592, 513, dropout_p=0.1)

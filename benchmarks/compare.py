@@ -1,11 +1,12 @@
 """Every case with its peers taking turns, round after round, in one process: where the tables come from.
 
-    python -m benchmarks.compare [--suite ops|attention] [--only REGEX] [--threads 2] [--isa avx2] --out FILE
+    python -m benchmarks.compare [--suite ops|attention|step] [--only REGEX] [--isa avx2] --out FILE
 
 Interleaving lets all peers see the same machine; the ratio of medians then holds on a noisy one too. The peak
 is measured before each case. Result: one JSON file, which benchmarks/report.py turns into tables and plots.
 
---isa avx2 holds everybody to AVX2, ours and the libraries of the peers: what a machine without AVX-512 sees.
+--isa avx2 holds everybody to AVX2, ours and the libraries of the peers: about what a machine without AVX-512
+sees.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ import torch
 
 from glm_ext import _C
 
-from .cases import OURS, Case, all_cases, attention_sweep
+from .cases import OURS, Case, all_cases, attention_sweep, rate
+from .train_step import step_cases
 
-SUITES = {"ops": all_cases, "attention": attention_sweep}
+SUITES = {"ops": all_cases, "attention": attention_sweep, "step": step_cases}
 HELD_TO_AVX2 = {  # read when the libraries load: ours, ATen, MKL, oneDNN
     "GLM_FORCE_ISA": "avx2",
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -56,7 +58,7 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
             times[name].append(time.perf_counter() - start)
     results = {}
     for name, values in times.items():
-        p20, *_, p80 = statistics.quantiles(values, n=5)
+        p20, *_, p80 = statistics.quantiles(values, n=5, method="inclusive")
         results[name] = {"median": statistics.median(values), "p20": p20, "p80": p80, "rounds": len(values)}
     return {
         "op": case.op,
@@ -70,7 +72,8 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
 
 
 def conditions(suite: str, threads: int) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "suite": suite,
         "date": datetime.date.today().isoformat(),
@@ -108,13 +111,6 @@ def run(cases: Iterable[Case], suite: str, seconds: float, threads: int, out: Pa
         )
         print(f"{case.id}: {ours * 1e3:.3f} ms, {rate(result, ours)}; {line}", flush=True)
         gc.collect()
-
-
-def rate(result: dict[str, Any], seconds: float) -> str:
-    if result["flops"]:
-        gflops = result["flops"] / seconds * 1e-9
-        return f"{gflops:.1f} GFLOP/s = {gflops / result['peak_gflops']:.0%} of peak"
-    return f"{result['bytes'] / seconds * 1e-9:.1f} GB/s"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

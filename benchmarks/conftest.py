@@ -10,7 +10,7 @@ import torch
 
 from glm_ext import _C
 
-from .cases import OURS
+from .cases import OURS, rate
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +40,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         for b in sorted(benchmarks, key=lambda b: b.stats.median):
             info, median = b.extra_info, b.stats.median
             ratio = f"{median / ours:6.2f}x ours" if ours else ""
-            write(f"  {info['peer']:26s} {median * 1e3:10.3f} ms  {_rate(info, median):34s} {ratio}")
-
-
-def _rate(info: dict[str, Any], seconds: float) -> str:
-    if info["flops"]:
-        gflops = info["flops"] / seconds * 1e-9
-        return f"{gflops:8.1f} GFLOP/s  {gflops / info['peak_gflops']:6.1%} of peak"
-    return f"{info['bytes'] / seconds * 1e-9:8.1f} GB/s"
+            write(f"  {info['peer']:26s} {median * 1e3:10.3f} ms  {rate(info, median):34s} {ratio}")

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .cases import OURS
+from .cases import OURS, rate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,7 +38,13 @@ def table(report: Report) -> str:
     for case in report["cases"]:
         ours = case["peers"][OURS]
         peers = [f"{name} {ratio(case, name):.2f}x" for name in case["peers"] if name != OURS]
-        columns = [f"`{case['op']}`", case["name"], spread(ours), reached(case), ", ".join(peers)]
+        columns = [
+            f"`{case['op']}`",
+            case["name"],
+            spread(ours),
+            rate(case, ours["median"]),
+            ", ".join(peers),
+        ]
         rows.append(f"| {' | '.join(columns)} |")
     return "\n".join([*rows, "", conditions(report), ""])
 
@@ -49,16 +55,9 @@ def ratio(case: dict[str, Any], peer: str) -> float:
 
 
 def spread(times: dict[str, float]) -> str:
-    return f"{1e3 * times['median']:.3g} ms ({1e3 * times['p20']:.3g}-{1e3 * times['p80']:.3g})"
-
-
-def reached(case: dict[str, Any], peer: str = OURS) -> str:
-    """Useful arithmetic as a share of the peak, or the memory traffic that the result needs a second."""
-    seconds = case["peers"][peer]["median"]
-    if case["flops"]:
-        gflops = gflops_of(case, peer)
-        return f"{gflops:.0f} GFLOP/s, {gflops / case['peak_gflops']:.0%} of peak"
-    return f"{case['bytes'] / seconds * 1e-9:.1f} GB/s"
+    factor, unit = (1.0, "s") if times["median"] >= 1.0 else (1e3, "ms")
+    median, p20, p80 = (f"{factor * times[name]:.3g}" for name in ("median", "p20", "p80"))
+    return f"{median} {unit} ({p20}-{p80})"
 
 
 def gflops_of(case: dict[str, Any], peer: str = OURS) -> float:

@@ -1,24 +1,25 @@
 """A whole training step of GLM-base, ours beside plain torch: forward, backward, clipping, fused AdamW.
 
-    python -m benchmarks.train_step [--dropout 0.1] [--rounds 3] [--compile] [--threads 2]
+    python -m benchmarks.compare --suite step      its time
+    python -m benchmarks.train_step                its memory: the largest resident size of two steps
 
-Peers take turns, round after round, in one process; medians are printed with tokens/s and the ratio to ours.
 The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import time
-from collections.abc import Callable
+import functools
+import multiprocessing
+import resource
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from glm_ext import GLM, Batch, GLMConfig
 
+from .cases import OURS, Case, Peer, visible_pairs
 from .plain_glm import plain_twin
 
 B, S, PREFIX = 4, 512, 410
@@ -56,54 +57,73 @@ def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Ba
     return step
 
 
+def build_steps(config: GLMConfig) -> dict[str, Callable[[], Callable[[], None]]]:
+    """Each peer's step, to be built where it is wanted."""
+    batch = make_batch(config)
+    torch.manual_seed(0)
+    model = GLM(config)
+
+    def ours() -> Callable[[], None]:
+        return make_step(model, model.loss, batch)
+
+    def plain(compiled: bool = False) -> Callable[[], None]:
+        twin = plain_twin(model)
+        return make_step(twin, torch.compile(twin.loss) if compiled else twin.loss, batch)
+
+    return {
+        OURS: ours,
+        "plain torch": plain,
+        "plain torch, compiled": functools.partial(plain, compiled=True),
+    }
+
+
+def base(dropout: float) -> GLMConfig:
+    return GLMConfig.preset("base", hidden_dropout=dropout, attention_dropout=dropout)
+
+
+def step_cases() -> Iterator[Case]:
+    """With and without dropout, as a suite of benchmarks.compare."""
+
+    def peers(config: GLMConfig) -> dict[str, Peer]:
+        return {name: build() for name, build in build_steps(config).items()}
+
+    for dropout in (0.1, 0.0):
+        yield Case(
+            op="GLM-base step",
+            name=f"B={B} S={S} a={PREFIX} dropout={dropout} f32",
+            peers=functools.partial(peers, base(dropout)),
+            flops=step_flops(base(dropout)),
+        )
+
+
+def step_flops(config: GLMConfig) -> float:
+    """Of forward and backward: the blocks' matrices, attention's visible pairs, the rows with a loss."""
+    width, layers = config.hidden_size, config.num_layers
+    blocks = 6 * B * S * layers * width * (4 * width + 2 * config.ffn_hidden_size)
+    attention = 3.5 * 4 * width * visible_pairs(S, PREFIX) * B * layers
+    head = 6 * B * (S - PREFIX) * width * config.vocab_size
+    return blocks + attention + head
+
+
+def peak_memory(dropout: float, peer: str) -> int:
+    """Bytes at the worst moment of two steps: the second holds the optimizer's state beside what it saves."""
+    step = build_steps(base(dropout))[peer]()
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--compile", action="store_true", help="also the plain model under torch.compile")
-    parser.add_argument("--preset", default="base")
     options = parser.parse_args()
-
-    torch.set_num_threads(options.threads)
-    config = GLMConfig.preset(
-        options.preset, hidden_dropout=options.dropout, attention_dropout=options.dropout
-    )
-    batch = make_batch(config)
-    torch.manual_seed(0)
-    model = GLM(config)
-    plain = plain_twin(model)
-    steps = {
-        "glm_ext": make_step(model, model.loss, batch),
-        "plain torch": make_step(plain, plain.loss, batch),
-    }
-    if options.compile:
-        compiled = plain_twin(model)
-        steps["plain torch, compiled"] = make_step(compiled, torch.compile(compiled.loss), batch)
-
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():  # warm-up: compilation, first touch of memory, optimizer state
-        step()
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - begin)
-
-    ours = statistics.median(times["glm_ext"])
-    print(
-        f"GLM-{options.preset} step, B={B} S={S} a={PREFIX} dropout={options.dropout} f32, "
-        f"{options.threads} threads"
-    )
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
-        print(
-            f"  {name:24s} {median:7.2f} s ({spread})  {B * S / median:7.0f} tokens/s  "
-            f"{median / ours:5.2f}x ours"
-        )
+    for peer in (OURS, "plain torch"):
+        # In a fresh process each, which holds nothing of the other; Linux counts it from this one's size on.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peak = pool.apply(peak_memory, (options.dropout, peer))
+        print(f"{peer:12s} {peak / 2**20:6.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

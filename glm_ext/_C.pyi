@@ -9,6 +9,7 @@ import typing
 import torch
 
 __all__: list[str] = [
+    "GELU_MLP_TILE_ROWS",
     "compiler",
     "cuda_architectures",
     "cuda_devices",
@@ -296,3 +297,5 @@ def sum_groups(rows: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
     How many partial sums a bias gradient over `rows` rows is taken in.
     """
+
+GELU_MLP_TILE_ROWS: int = 128

@@ -10,10 +10,11 @@ except ImportError as error:
 
 from . import interop, ops
 from .batch import Batch, PackedBatch
+from .cache import KVCache
 from .config import GLMConfig
 from .generate import fill, fill_tokens
 from .model import GLM
-from .nn import Embedding2D, GeluMLP, GLMBlock, KVCache, SpanAttention
+from .nn import Embedding2D, GeluMLP, GLMBlock, SpanAttention
 
 __version__ = "0.1.0"
 

@@ -43,12 +43,17 @@ class Branches:
         key: Tensor,
         value: Tensor,
         prefix_len: Lengths,
+        seq_len: Lengths | None = None,
+        *,
+        start: Lengths | None = None,
         dropout_p: float = 0.0,
     ) -> Tensor:
-        """[B, H, S, D] each -> [B, H, S, D].
+        """[B, H, S, D] each -> [B, H, S, D]. seq_len and start stay None.
 
         Softmax over two sets of keys is softmax over each, weighted by its share exp(lse) of the sum.
         """
+        if seq_len is not None or start is not None:
+            raise ValueError("cache: expected no seq_len or start beside Branches")
         options = {"dropout_p": dropout_p, "return_lse": True}
         # Every row, of Part B too, sees the keys before prefix_len and no other.
         out, lse = ops.span_attention(query, key, value, prefix_len, prefix_len, **options)

@@ -9,7 +9,8 @@ Shape letters: B batch, S sequence, E width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from .batch import Batch, PackedBatch
 from .branches import Branches
+from .cache import KVCache
 from .config import GLMConfig
-from .nn import GLMBlock, KVCache, Layer
+from .nn import GLMBlock, Layer
+from .ops._library import autocast_dtype
 from .ops.reference import Lengths
 
 
@@ -223,8 +226,14 @@ class GLM(nn.Module):
         return loss
 
     def new_cache(self, batch_size: int, capacity: int) -> list[KVCache]:
-        """Room for `capacity` tokens per sequence in every layer, for decoding under torch.no_grad()."""
+        """Room for `capacity` tokens per sequence in every layer, for decoding under torch.no_grad().
+
+        Under autocast it holds autocast's dtype, in which keys and values come.
+        """
         weight, config = self.word_embeddings.weight, self.config
+        dtype = weight.dtype
+        if dtype != torch.float64:
+            dtype = autocast_dtype(weight.device.type) or dtype
         return [
             KVCache.allocate(
                 batch_size,
@@ -232,7 +241,7 @@ class GLM(nn.Module):
                 capacity,
                 config.hidden_size // config.num_heads,
                 device=weight.device,
-                dtype=weight.dtype,
+                dtype=dtype,
             )
             for _ in range(config.num_layers)
         ]
@@ -263,6 +272,20 @@ class GLM(nn.Module):
             _check_range("tokens", tokens, self.config.vocab_size, "is this the tokenizer of the model?")
             hint = "shorten the text or raise max_positions"
             _check_range("positions", positions, self.config.max_positions + 1, hint)
+
+
+@contextmanager
+def inference(model: GLM) -> Iterator[None]:
+    """Evaluation mode without gradients, and the mode of before at the end."""
+    was_training = model.training
+    if was_training:  # setting the mode walks all modules, so not at every token where it is off
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if was_training:
+            model.train()
 
 
 def _check_range(name: str, ids: Tensor, rows: int, hint: str) -> None:

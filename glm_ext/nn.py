@@ -7,7 +7,6 @@ Shape letters: B batch, S sequence, T cached and new tokens together, H heads, D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .branches import Branches
+from .cache import KVCache
 from .ops import auto, reference
 from .ops._library import autocast_dtype
 from .ops.reference import Lengths
@@ -64,14 +64,15 @@ class Layer(nn.Module):
         """layer(x), by the packed product where it is the faster one.
 
         With fewer rows than FUSED_LINEAR_ROWS packing costs more than the product gains, and 16-bit products
-        have units of their own in torch's library. What has taken the place of an nn.Linear (an adapter, a
-        quantized layer) is called as it is.
+        have units of their own in torch's library, as a GPU has for all of them. What has taken the place of
+        an nn.Linear (an adapter, a quantized layer) is called as it is, and so is one that has hooks.
         """
         wide = x.dtype in (torch.float32, torch.float64) and x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
-        if type(layer) is not nn.Linear or not wide or autocast_dtype(x.device.type) is not None:
-            out: Tensor = layer(x)
-            return out
-        out = self.ops.linear(x, layer.weight, layer.bias)
+        plain = type(layer) is nn.Linear and not _has_hooks(layer)
+        if plain and wide and x.device.type == "cpu" and autocast_dtype("cpu") is None:
+            out: Tensor = self.ops.linear(x, layer.weight, layer.bias)
+        else:
+            out = layer(x)
         return out
 
     def add_norm(self, x: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -87,55 +88,10 @@ class Layer(nn.Module):
         return f"dropout={self.dropout}, backend={self.backend!r}"
 
 
-@dataclass(slots=True)
-class KVCache:
-    """The keys and values that one attention layer has seen, in room allocated once. No gradient.
-
-    >>> cache = KVCache.allocate(batch_size=1, num_heads=2, capacity=8, head_dim=4)
-    >>> key, value = cache.append(*torch.zeros(2, 1, 2, 3, 4))
-    >>> key.shape, cache.length
-    (torch.Size([1, 2, 3, 4]), 3)
-    """
-
-    key: Tensor  # [B, H, capacity, D]
-    value: Tensor  # [B, H, capacity, D]
-    length: int = 0  # tokens held
-
-    @classmethod
-    def allocate(
-        cls,
-        batch_size: int,
-        num_heads: int,
-        capacity: int,
-        head_dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> KVCache:
-        key, value = torch.empty(2, batch_size, num_heads, capacity, head_dim, device=device, dtype=dtype)
-        return cls(key, value)
-
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores S more tokens [B, H, S, D] and returns all T so far, as views [B, H, T, D]."""
-        end, capacity = self.length + key.shape[2], self.key.shape[2]
-        if end > capacity:
-            raise ValueError(f"cache: expected room for {end} tokens, got {capacity}; allocate a larger one")
-        self.key[:, :, self.length : end] = key
-        self.value[:, :, self.length : end] = value
-        self.length = end
-        return self.key[:, :, :end], self.value[:, :, :end]
-
-    def take(self, rows: Tensor) -> KVCache:
-        """A new cache that holds these sequences of the batch, in this order; one may come several times."""
-        key, value = (x.new_empty(len(rows), *x.shape[1:]) for x in (self.key, self.value))
-        key[:, :, : self.length] = self.key[rows, :, : self.length]
-        value[:, :, : self.length] = self.value[rows, :, : self.length]
-        return KVCache(key, value, self.length)
-
-    def reorder(self, rows: Tensor, first: int = 0) -> None:
-        """Sequence i becomes what sequence rows[i] was, from token `first` on; nothing else is copied."""
-        for x in (self.key, self.value):
-            x[:, :, first : self.length] = x[rows, :, first : self.length]
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
+    )
 
 
 class SpanAttention(Layer):
@@ -182,16 +138,16 @@ class SpanAttention(Layer):
         if cu_seqlens is not None:
             return self._packed(x, prefix_len, cu_seqlens)
         packed = self.linear(x, self.query_key_value).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
-        options = {"start": start, "dropout_p": self.dropout_p}
+        dropout_p = self.dropout_p
         if cache is None:
-            attended = self.ops.span_attention_qkvpacked(packed, prefix_len, seq_len, **options)
+            attended = self.ops.span_attention_qkvpacked(
+                packed, prefix_len, seq_len, start=start, dropout_p=dropout_p
+            )
         else:
             query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, S, D], strided views
-            if isinstance(cache, Branches):
-                attended = cache.attend(self.ops, query, key, value, prefix_len, self.dropout_p)
-            else:
-                key, value = cache.append(key, value)  # [B, H, T, D]
-                attended = self.ops.span_attention(query, key, value, prefix_len, seq_len, **options)
+            attended = cache.attend(
+                self.ops, query, key, value, prefix_len, seq_len, start=start, dropout_p=dropout_p
+            )
         return self.linear(attended.transpose(1, 2).flatten(2), self.dense)
 
     def _packed(self, x: Tensor, prefix_len: Lengths, cu_seqlens: Tensor) -> Tensor:

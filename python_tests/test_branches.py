@@ -63,12 +63,10 @@ def alone(glm):
 @pytest.mark.parametrize("backend", ["auto", "eager"])
 def test_values_and_gradients_are_those_of_each_alone(backend):
     glm, results = model(backend), []
-    weights = torch.randn(12, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.randn(13, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for way in (together, alone):
         hidden = way(glm)
-        gradients = torch.autograd.grad(
-            (hidden * weights[: len(hidden)].sum(0)).sum(), list(glm.parameters())
-        )
+        gradients = torch.autograd.grad((hidden * weights).sum(), list(glm.parameters()))
         results.append([hidden, *gradients])
     for ours, truth in zip(*results, strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-11)
@@ -94,6 +92,14 @@ def test_a_choice_does_not_see_another():
     assert torch.equal(hidden[2:], before[2:])
 
 
+@pytest.mark.parametrize("lengths", [{"seq_len": 8}, {"start": torch.tensor([0, 1, 0])}])
+def test_lengths_that_branches_do_not_know_are_refused(lengths):
+    glm = model()
+    tokens, positions, prefix_len, branches = packed()
+    with pytest.raises(ValueError, match="cache: expected no seq_len or start beside Branches"):
+        glm.hidden(tokens, positions, prefix_len, cache=[branches] * 2, **lengths)
+
+
 def test_dropout_keeps_the_mean():
     """Dropped softmax weights, drawn for both sets of keys: unbiased, and off in evaluation."""
     q, k, v = torch.randn(3, 1, 1, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -102,7 +108,7 @@ def test_dropout_keeps_the_mean():
     branches = Branches(torch.tensor([2, 3, 4]), torch.tensor([0, 1, 3]))
     exact = branches.attend(ops, q, k, v, 2)
     torch.manual_seed(0)
-    draws = torch.stack([branches.attend(ops, q, k, v, 2, 0.3) for _ in range(3000)])
+    draws = torch.stack([branches.attend(ops, q, k, v, 2, dropout_p=0.3) for _ in range(3000)])
     deviation = draws.std(0) / 3000**0.5
     assert ((draws.mean(0) - exact).abs() < 5 * deviation + 1e-12).all()
     glm = model(hidden_dropout=0.5, attention_dropout=0.5)

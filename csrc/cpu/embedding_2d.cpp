@@ -7,6 +7,7 @@
 
 #include "core/dispatch.h"
 #include "cpu/declarations.h"
+#include "cpu/matrix.h"
 #include "cpu/parallel.h"
 #include "cpu/rows.h"
 
@@ -103,16 +104,6 @@ void sum_rows(const Embedding2DBackward& p, const RowDropout& dropout, const int
   }
 }
 
-template <class T>
-void sum_pieces(const Compute<T>* pieces, int64_t count, int64_t width, T* out) {
-  using C = Compute<T>;
-  for_columns<C>(0, width, [&](int64_t e, int lanes) {
-    Vec<C> sum = {};
-    for (int64_t i = 0; i < count; ++i) sum += load_as_some(pieces + i * width + e, lanes);
-    store_as_some(out + e, sum, lanes);
-  });
-}
-
 template <class T, bool kDropout>
 void backward_table(const Embedding2DBackward& p, const RowDropout& dropout, const EmbeddingLookup& lookup,
                     const Sorted& sorted) {
@@ -132,7 +123,7 @@ void backward_table(const Embedding2DBackward& p, const RowDropout& dropout, con
       const int64_t begin = sorted.first[v], count = sorted.first[v + 1] - begin;
       T* out = static_cast<T*>(lookup.table) + v * width;
       if (Sorted::pieces(count) > 0) {
-        sum_pieces(pieces + begin / kEmbeddingPieceRows * width, Sorted::pieces(count), width, out);
+        add_groups(pieces + begin / kEmbeddingPieceRows * width, Sorted::pieces(count), width, out);
       } else if (count > 0) {  // else it is zero already
         sum_rows<T, kDropout>(p, dropout, sorted.order + begin, count, out);
       }

@@ -1,7 +1,7 @@
 // The MLP as two matrix products forward and four backward; every elementwise step is done where a product
 // reads or writes anyway (cpu/gemm.h). With p = x w1^T + b1 and dp = (dy w2) gelu'(p):
-//   y = gelu(p) w2^T + b2,   dx = dp w1,   dw1 = dp^T x,   db1 = sum_n dp,   dw2 = dy^T gelu(p),   db2 =
-//   sum_n dy.
+//   y = gelu(p) w2^T + b2,   dx = dp w1,   dw1 = dp^T x,   db1 = sum_n dp,
+//   dw2 = dy^T gelu(p),   db2 = sum_n dy.
 #include "ops/gelu_mlp.h"
 
 #include "core/dispatch.h"
@@ -14,7 +14,7 @@
 namespace glm::cpu::GLM_ISA {
 namespace {
 
-static_assert(kSumRows % kBlockRows == 0, "a group of rows is summed by one thread, in order");
+static_assert(kBlockRows % kSumRows == 0, "a group of rows is within a block: one thread sums it, in order");
 
 template <class P, Gelu kKind>
 void activate(P* values, int64_t count) {

@@ -10,12 +10,11 @@
 //   epilogue(tile, row, col, rows, cols)          Tile<C>&; only the first rows x cols of its elements exist
 //   epilogue.prefetch(row, col, rows, cols)       just before that tile's last chain
 //
-// An element is a sum, in order, of chains of multiply-adds over kDepthBlock steps of k (with up to kTileRows
-// rows: the sum of a chain per lane), however the blocks are cut: an error that grows with the number of
-// chains, not with the depth. A step is one k, or a pair of them (cpu/packed.h). The tiles of one block
-// (kBlockRows x kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by column of
-// tiles, rows ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and are the
-// same bits for every thread count.
+// An element is a sum, in order, of chains of multiply-adds over kDepthBlock steps of k (with up to
+// kDotMaxRows rows: the sum of a chain per lane), however the blocks are cut. A step is one k, or a pair of them (cpu/packed.h). The tiles of one
+// block (kBlockRows x kBlockCols, both aligned) come to the epilogue from one thread, column of tiles by
+// column of tiles, rows ascending: partial sums by row / kBlockRows or by col / kBlockCols need no locks and
+// are the same bits for every thread count.
 #pragma once
 
 #include <algorithm>
@@ -39,6 +38,7 @@ inline constexpr int64_t kDepthBlock = 256;              // steps; x kTileCols: 
 inline constexpr int64_t kMaxDepth = 4096;               // steps that are packed at a time
 inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // of an operand: rows or columns x steps
 inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
+inline constexpr int64_t kDotMaxRows = 36;               // above, packing b pays
 inline constexpr int64_t kDotMinDepth = 256;             // below, sums over lanes cost more than packing
 static_assert(kBlockRows % kTileRows == 0);
 
@@ -62,29 +62,34 @@ template <class P, class C = SumOf<P>>
   multiply(std::integral_constant<int, kTileRows>{});
 }
 
-// A block of C: panels of a and b with `steps` of k. `tiles` keeps its sums between slices of the depth, and
-// from one call to the next: `first` starts them, `last` finishes them.
+// A block of C, a slice of the depth: panels of a and b with `steps` of k. `tiles` keeps the sums from one
+// slice to the next: `first` starts them, `last` finishes them.
 template <class P, class Epilogue, class C = SumOf<P>>
 [[gnu::noinline]] void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t steps,
                                       const P* a, const P* b, GemmTile<C>* tiles, bool first, bool last,
                                       const Epilogue& epilogue) {
-  const int64_t slices = std::max<int64_t>(ceil_div(steps, kDepthBlock), 1);
-  for (int64_t slice = 0; slice < slices; ++slice) {
-    const int64_t step = slice * kDepthBlock, count = std::min(kDepthBlock, steps - step);
-    GemmTile<C>* tile = tiles;
-    for (int64_t j = 0; j < cols; j += kTileCols<C>) {
-      for (int64_t i = 0; i < rows; i += kTileRows, ++tile) {
-        const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - i));
-        const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j));
-        const bool finish = last && slice == slices - 1;
-        if (finish) epilogue.prefetch(row0 + i, col0 + j, tile_rows, tile_cols);
-        multiply_tile(count, a + i * steps + step * kTileRows, b + j * steps + step * kTileCols<C>,
-                      !first || slice > 0, tile_rows, *tile);
-        if (finish) epilogue(*tile, row0 + i, col0 + j, tile_rows, tile_cols);
-      }
+  for (int64_t j = 0; j < cols; j += kTileCols<C>) {
+    for (int64_t i = 0; i < rows; i += kTileRows, ++tiles) {
+      const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - i));
+      const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j));
+      if (last) epilogue.prefetch(row0 + i, col0 + j, tile_rows, tile_cols);
+      multiply_tile(steps, a + i * steps, b + j * steps, !first, tile_rows, *tiles);
+      if (last) epilogue(*tiles, row0 + i, col0 + j, tile_rows, tile_cols);
     }
   }
 }
+
+// The depth in slices, each packed on its own: what a block reads of one is contiguous.
+template <class P>
+struct Slices {
+  int64_t depth, count;
+
+  explicit Slices(int64_t depth)
+      : depth(depth), count(std::max<int64_t>(ceil_div(steps_of<P>(depth), kDepthBlock), 1)) {}
+
+  int64_t begin(int64_t slice) const { return slice * kDepthBlock * kPerStep<P>; }
+  int64_t size(int64_t slice) const { return std::min(kDepthBlock * kPerStep<P>, depth - begin(slice)); }
+};
 
 // Equal parts, each a multiple of `unit` and at most about `limit`.
 inline int64_t part_size(int64_t size, int64_t limit, int64_t unit) {
@@ -99,30 +104,29 @@ void gemm_few_rows(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& 
                    const Epilogue& epilogue, int threads) {
   using C = Compute<T>;
   using P = Packed<T>;
-  constexpr int64_t kPanels = kBlockCols<C> / kTileCols<C>, kDepthSlice = kDepthBlock * kPerStep<P>;
+  constexpr int64_t kPanels = kBlockCols<C> / kTileCols<C>;
   const int64_t row_panels = ceil_div(rows, kTileRows);
-  const int64_t slices = std::max<int64_t>(ceil_div(depth, kDepthSlice), 1);
+  const Slices<P> slices(depth);
   const int64_t a_slice = row_panels * kTileRows * kDepthBlock;
-  P* packed_a = workspace<P>(Slot::lhs, slices * a_slice);
-  parallel_for(slices, threads, [&](int64_t slice) {
-    const int64_t k = slice * kDepthSlice;
-    pack_panels<kTileRows>(a, 0, rows, 0, row_panels, k, std::min(kDepthSlice, depth - k),
+  P* packed_a = workspace<P>(Slot::lhs, slices.count * a_slice);
+  parallel_for(slices.count, threads, [&](int64_t slice) {
+    pack_panels<kTileRows>(a, 0, rows, 0, row_panels, slices.begin(slice), slices.size(slice),
                            packed_a + slice * a_slice);
   });
   parallel_for(ceil_div(cols, kBlockCols<C>), threads, [&](int64_t task) {
     const int64_t col0 = task * kBlockCols<C>, part_cols = std::min(kBlockCols<C>, cols - col0);
     P* packed_b = workspace<P>(Slot::rhs, kBlockCols<C> * kDepthBlock);
     auto* tiles = workspace<GemmTile<C>>(Slot::tiles, row_panels * kPanels);
-    for (int64_t slice = 0; slice < slices; ++slice) {
-      const int64_t k = slice * kDepthSlice, count = std::min(kDepthSlice, depth - k);
-      pack_panels<kTileCols<C>>(b, col0, part_cols, 0, kPanels, k, count, packed_b);
-      multiply_block(0, rows, col0, part_cols, steps_of<P>(count), packed_a + slice * a_slice, packed_b,
-                     tiles, slice == 0, slice == slices - 1, epilogue);
+    for (int64_t slice = 0; slice < slices.count; ++slice) {
+      pack_panels<kTileCols<C>>(b, col0, part_cols, 0, kPanels, slices.begin(slice), slices.size(slice),
+                                packed_b);
+      multiply_block(0, rows, col0, part_cols, steps_of<P>(slices.size(slice)), packed_a + slice * a_slice,
+                     packed_b, tiles, slice == 0, slice == slices.count - 1, epilogue);
     }
   });
 }
 
-// At most kTileRows rows, and b contiguous along k, as when a token at a time meets a linear layer: nothing
+// At most kDotMaxRows rows, and b contiguous along k, as when a token at a time meets a linear layer: nothing
 // is packed but a, and b is read once.
 template <class T, class Epilogue>
 void gemm_dot(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const Operand<T>& b,
@@ -130,27 +134,27 @@ void gemm_dot(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, co
   using C = Compute<T>;
   using P = Packed<T>;
   constexpr int kDotCols = kTileCols<C> % 4 == 0 ? 4 : 2;
-  constexpr int kWhole = kPerStep<P> * kLanes<P>;
-  const int64_t a_stride = ceil_div(depth, kWhole) * kLanes<P>;
+  const int64_t a_stride = ceil_div(depth, kPerStep<P> * kLanes<P>) * kLanes<P>;
   P* packed_a = workspace<P>(Slot::lhs, rows * a_stride);
   pack_rows(a, rows, depth, packed_a, a_stride);
   parallel_for(ceil_div(cols, kBlockCols<C>), threads, [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kBlockCols<C>, cols);
+    auto* tiles = workspace<GemmTile<C>>(Slot::tiles, ceil_div(rows, kTileRows));
+    C* dots = reinterpret_cast<C*>(tiles);  // [rows][kTileCols], as tiles lie
     for (int64_t col0 = task * kBlockCols<C>; col0 < end; col0 += kTileCols<C>) {
-      const int tile_rows = static_cast<int>(rows);
       const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, end - col0));
-      epilogue.prefetch(0, col0, tile_rows, tile_cols);
-      C dots[kTileRows * kTileCols<C>] = {};
+      const auto for_tiles = [&](const auto& body) {
+        for (int64_t row = 0; row < rows; row += kTileRows)
+          body(row, static_cast<int>(std::min<int64_t>(kTileRows, rows - row)));
+      };
+      for_tiles([&](int64_t row, int count) { epilogue.prefetch(row, col0, count, tile_cols); });
       for (int j = 0; j < tile_cols; j += kDotCols) {
         const T* b_cols[kDotCols];
         for (int c = 0; c < kDotCols; ++c) b_cols[c] = b.data + std::min(col0 + j + c, end - 1) * b.stride;
         dot_products_rows(rows, depth, packed_a, a_stride, b_cols, dots + j, kTileCols<C>);
       }
-      GemmTile<C> tile;
-      for (int r = 0; r < kTileRows; ++r) {
-        for (int v = 0; v < kTileVectors; ++v) tile.at[r][v] = load(dots + r * kTileCols<C> + v * kLanes<C>);
-      }
-      epilogue(tile, 0, col0, tile_rows, tile_cols);
+      for_tiles(
+          [&](int64_t row, int count) { epilogue(tiles[row / kTileRows], row, col0, count, tile_cols); });
     }
   });
 }
@@ -161,7 +165,7 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const 
   using C = Compute<T>;
   using P = Packed<T>;
   if (rows <= 0 || cols <= 0) return;
-  if (rows <= kTileRows && depth >= kDotMinDepth && b.depth_stride == 1 && !b.function)
+  if (rows <= kDotMaxRows && depth >= kDotMinDepth && b.depth_stride == 1 && !b.function)
     return gemm_dot(rows, cols, depth, a, b, epilogue, threads);
   const int64_t steps = steps_of<P>(depth);
   if (rows <= kBlockRows && steps <= kMaxDepth)
@@ -185,28 +189,39 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const 
       do {
         const int64_t part_steps = std::min(steps_part, steps - step0);
         const int64_t k0 = step0 * kPerStep<P>, part_depth = std::min(part_steps * kPerStep<P>, depth - k0);
+        const Slices<P> slices(part_depth);
         const int64_t row_panels = ceil_div(part_rows, kTileRows),
                       col_panels = ceil_div(part_cols, kTileCols<C>);
-        P* packed_a = workspace<P>(Slot::lhs, row_panels * kTileRows * part_steps);
-        P* packed_b = workspace<P>(Slot::rhs, col_panels * kTileCols<C> * part_steps);
+        const int64_t a_slice = row_panels * kTileRows * kDepthBlock,
+                      b_slice = col_panels * kTileCols<C> * kDepthBlock;
+        P* packed_a = workspace<P>(Slot::lhs, slices.count * a_slice);
+        P* packed_b = workspace<P>(Slot::rhs, slices.count * b_slice);
         const int64_t row_tasks = ceil_div(row_panels, kRowRun);
         // b is packed with the first rows only, when the whole depth is.
         const int64_t col_tasks = one_pass && row0 > 0 ? 0 : ceil_div(col_panels, kColRun);
-        parallel_for(row_tasks + col_tasks, threads, [&](int64_t task) {
-          if (task < row_tasks) {
-            pack_panels<kTileRows>(a, row0, part_rows, task * kRowRun, kRowRun, k0, part_depth, packed_a);
+        parallel_for((row_tasks + col_tasks) * slices.count, threads, [&](int64_t task) {
+          const int64_t slice = task % slices.count, run = task / slices.count;
+          const int64_t k = k0 + slices.begin(slice), count = slices.size(slice);
+          if (run < row_tasks) {
+            pack_panels<kTileRows>(a, row0, part_rows, run * kRowRun, kRowRun, k, count,
+                                   packed_a + slice * a_slice);
           } else {
-            pack_panels<kTileCols<C>>(b, col0, part_cols, (task - row_tasks) * kColRun, kColRun, k0,
-                                      part_depth, packed_b);
+            pack_panels<kTileCols<C>>(b, col0, part_cols, (run - row_tasks) * kColRun, kColRun, k, count,
+                                      packed_b + slice * b_slice);
           }
         });
         parallel_for(row_blocks * col_blocks, threads, [&](int64_t task) {
           const int64_t i = task / col_blocks * kBlockRows, j = task % col_blocks * kBlockCols<C>;
           GemmTile<C>* tiles =
               one_pass ? workspace<GemmTile<C>>(Slot::tiles, kTilesPerBlock) : sums + task * kTilesPerBlock;
-          multiply_block(row0 + i, std::min(kBlockRows, part_rows - i), col0 + j,
-                         std::min(kBlockCols<C>, part_cols - j), part_steps, packed_a + i * part_steps,
-                         packed_b + j * part_steps, tiles, step0 == 0, step0 + part_steps >= steps, epilogue);
+          for (int64_t slice = 0; slice < slices.count; ++slice) {
+            const int64_t count = steps_of<P>(slices.size(slice));
+            multiply_block(row0 + i, std::min(kBlockRows, part_rows - i), col0 + j,
+                           std::min(kBlockCols<C>, part_cols - j), count,
+                           packed_a + slice * a_slice + i * count, packed_b + slice * b_slice + j * count,
+                           tiles, step0 == 0 && slice == 0,
+                           step0 + part_steps >= steps && slice == slices.count - 1, epilogue);
+          }
         });
         step0 += part_steps;
       } while (step0 < steps);

@@ -1,7 +1,7 @@
 // Linear + cross-entropy. A chunk of the rows that count, R of them, goes twice through the vocabulary:
 //
-//   first    z^T [V, R] = W rows^T, with the running maximum and sum of exponentials of each row;   loss from
-//   them second   z^T becomes its own gradient;   grad_W += z^T rows;   grad_rows += z W
+//   first    z^T [V, R] = W rows^T, with the running maximum and sum of exponentials of each row, whence the loss
+//   second   z^T becomes its own gradient;   grad_W += z^T rows;   grad_rows += z W
 //
 // Three products in all. z lies transposed: lanes are rows, so that nothing is reduced across lanes, and W is
 // the broadcast side of the first product and the vector side of the last, both as it lies in memory. What
@@ -93,6 +93,8 @@ class Run {
         statistics_(grads_ + plan_.slices * plan_.padded_width * plan_.padded_rows) {}
 
   void operator()() {
+    if (p_.grad_weight) use_large_pages(p_.grad_weight, p_.vocab * p_.width * sizeof(C));
+    use_large_pages(p_.workspace, plan_.workspace() * sizeof(C));
     const C scale = static_cast<C>(1.0 / normaliser());
     double sum = 0.0;
     int64_t next = 0;
@@ -139,8 +141,7 @@ class Run {
     return count_ > 0;
   }
 
-  // ---------------------------------------------------------------------------------------------- the
-  // vocabulary
+  // -------------------------------------------------------------------------------------- the vocabulary
 
   // Calls body(slice, begin, v, count) for the words [v, v + count) of each block of each slice, which begins
   // at `begin`; a slice's blocks in order, from one thread. A block of W and its logits stay in L2.
@@ -176,6 +177,16 @@ class Run {
       std::fill(rows + r * stride + p_.width, rows + r * stride + plan_.padded_width, S{});
     }
     return {rows, stride};
+  }
+
+  // What the last product will read of a tile's rows of W, from column e on: to L2 while another product
+  // runs.
+  void prefetch_weight(int64_t v, int64_t rows, int64_t e) const {
+    if (!in_place_) return;
+    for (int64_t r = v; r < v + rows; ++r) {
+      const S* p = static_cast<const S*>(p_.weight) + r * p_.width + e;
+      for (int64_t c = 0; c < kTileCols<C>; c += 64 / sizeof(S)) __builtin_prefetch(p + c, 0, 2);
+    }
   }
 
   // The same as the vector side: column e begins at data + e * panel_stride, a step is `stride` on.
@@ -239,7 +250,8 @@ class Run {
     }
   }
 
-  GLM_INLINE static Vec<C> exponential(Vec<C> x) { return exp2(x * static_cast<C>(kLog2E)); }
+  // Of differences to a maximum: 0 or less.
+  GLM_INLINE static Vec<C> exponential(Vec<C> x) { return exp2_below_128(x * static_cast<C>(kLog2E)); }
 
   // The slices' parts together: losses, and what the gradient needs of each row.
   void finish_softmax() {
@@ -339,6 +351,7 @@ class Run {
         const int64_t ahead = std::min<int64_t>(e + kCols, p_.width - 1);
         for (int64_t i = 0; i < std::min<int64_t>(kTileRows, count - r); ++i)
           __builtin_prefetch(out + i * p_.width + ahead, 1);
+        if (p_.grad_hidden) prefetch_weight(v + r, std::min<int64_t>(kTileRows, count - r), e);
         multiply(steps, z.by_word + r * z.word_stride, z.word_stride, 1, panels_ + e * steps, kCols, out + e,
                  p_.width, std::min<int64_t>(kCols, p_.width - e), !first_chunk_);
       }

@@ -5,6 +5,7 @@
 
 #include "cpu/pack.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 #include "ops/matrix.h"
 
 namespace glm::cpu::GLM_ISA {
@@ -23,12 +24,11 @@ Operand<T> by_cols(const Matrix& m) {  // element (i, k) in row k
 template <class T>
 void add_groups(const Compute<T>* sums, int64_t groups, int64_t cols, T* out) {
   using C = Compute<T>;
-  for (int64_t c = 0; c < cols; c += kLanes<C>) {
-    const int count = static_cast<int>(std::min<int64_t>(kLanes<C>, cols - c));
+  for_columns<C>(0, cols, [&](int64_t c, int count) {
     Vec<C> total = {};
     for (int64_t group = 0; group < groups; ++group) total += load_as_some(sums + group * cols + c, count);
     store_as_some(out + c, total, count);
-  }
+  });
 }
 
 // out[c] = sum_n m[n][c]; sums[sum_groups(rows)][cols] is scratch.
@@ -41,10 +41,9 @@ void sum_rows(const Operand<T>& m, int64_t rows, int64_t cols, Compute<T>* sums,
     const int64_t begin = group * kSumRows, end = std::min(begin + kSumRows, rows);
     std::fill(sum, sum + cols, C(0));
     for (int64_t n = begin; n < end; ++n) {
-      for (int64_t c = 0; c < cols; c += kLanes<C>) {
-        const int count = static_cast<int>(std::min<int64_t>(kLanes<C>, cols - c));
+      for_columns<C>(0, cols, [&](int64_t c, int count) {
         store_as_some(sum + c, load_as_some(sum + c, count) + m.template load<true>(n, c, count), count);
-      }
+      });
     }
   });
   add_groups<T>(sums, groups, cols, out);

@@ -38,14 +38,6 @@ struct Tile {
     }
   }
 
-  GLM_INLINE void add(const Tile& other) {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) at[r][v] += other.at[r][v];
-    }
-  }
-
   // += A B over `steps` (cpu/packed.h: C itself, or pairs of bf16). a advances by step_stride a step, b by
   // one panel row.
   template <class P>

@@ -66,6 +66,19 @@ GLM_INLINE V interleave(V a, V b, std::index_sequence<kLane...>) {
 #endif
 }
 
+// Lane i of the result is the sum of the lanes of x[i]: each merge halves the number of vectors.
+template <class C>
+GLM_INLINE Vec<C> reduce_each(Vec<C> (&x)[kLanes<C>]) {
+  constexpr auto kEach = std::make_index_sequence<kLanes<C>>();
+#pragma GCC unroll 4
+  for (int half = kLanes<C> / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      x[i] = interleave<false>(x[i], x[i + half], kEach) + interleave<true>(x[i], x[i + half], kEach);
+  }
+  return x[0];
+}
+
 // rows[i][j] <-> rows[j][i]: log2(lanes) perfect shuffles.
 template <class C>
 GLM_INLINE void transpose(Vec<C> (&rows)[kLanes<C>]) {

@@ -2,8 +2,7 @@
 //
 //   float, double    themselves
 //   bf16, f16        widened to float as they are packed
-//   bf16             where the machine has a product for them (avx512bf16): Pair, two neighbours along the
-//   sum
+//   bf16             where the machine has a product for them (avx512bf16): Pair, two neighbours along the sum
 //                    in 32 bits. Nothing is widened, and an instruction does twice the work; products are
 //                    exact, sums float (to nearest even; subnormals are taken, and given, as zeros)
 //

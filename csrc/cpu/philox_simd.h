@@ -160,10 +160,19 @@ struct AttentionDropout {
     return philox_along_c1(seed, static_cast<uint32_t>(j / 64 * 16 + j % 16), row_counter, head, sequence);
   }
 
-  // Kept elements of x, zero elsewhere; `number` is a word of numbers(), kHigh its half.
-  template <bool kHigh>
+  // Kept elements of vector kVector of the two that a word of numbers() serves, zero elsewhere. They are its
+  // low and its high halves; with 16 lanes, both halves of the first and of the last 8 lanes, so that
+  // queries ascend.
+  template <int kVector>
   GLM_INLINE VecF keep(VecU word, VecF x) const {
-    const VecI number = reinterpret_cast<VecI>(kHigh ? word >> 16 : word & 0xffffu);
+#if defined(__AVX512BW__)
+    VecU half = {};
+    for (uint32_t lane = 0; lane < 16; ++lane) half[lane] = 2 * (8 * kVector + lane % 8) + lane / 8;
+    const VecI number = reinterpret_cast<VecI>(_mm512_maskz_permutexvar_epi16(
+        0x55555555u, reinterpret_cast<__m512i>(half), reinterpret_cast<__m512i>(word)));
+#else
+    const VecI number = reinterpret_cast<VecI>(kVector ? word >> 16 : word & 0xffffu);
+#endif
     const VecI kept = number < static_cast<int32_t>(threshold);
     return reinterpret_cast<VecF>(kept & reinterpret_cast<VecI>(x));
   }

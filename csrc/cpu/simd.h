@@ -18,7 +18,7 @@
 #include "core/dtype.h"
 
 #ifndef GLM_ISA
-#error "compile with -DGLM_ISA=scalar|avx2|avx512|neon"
+#error "compile with -DGLM_ISA=scalar|avx2|avx512|avx512bf16|neon"
 #endif
 
 #define GLM_INLINE [[gnu::always_inline]] inline
@@ -287,29 +287,41 @@ GLM_INLINE Compute<T> load_one(const T* p) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------
-// exponential
+// ------------------------------------------------------------------------------------- exponential
 
-// 2^x. Float: x = n + f with |f| <= 1/2, 2^f as a polynomial 1 + c1 f + ... + c5 f^5 of least relative error
-// (1.1e-7; 1.7e-7 with the roundings, docs/math.md section 11) and n added to the exponent. Below -126.5 it
-// is exactly 0, so a masked score of -infinity costs nothing more; above 127.5 infinity; NaN stays NaN.
-// Double is for gradient checks: the library's exp2, lane by lane.
-GLM_INLINE VecF exp2(VecF x) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
-  const VecF clamped = at_most(broadcast(127.99999f), at_least(broadcast(-127.0f), x));
-  const VecF shifted = clamped + kMagic;
-  const VecF f = clamped - (shifted - kMagic);
+// 2^f for |f| <= 1/2: a polynomial 1 + c1 f + ... + c5 f^5 of least relative error (1.1e-7; 1.7e-7 with the
+// roundings, docs/math.md section 11).
+GLM_INLINE VecF exp2_fraction(VecF f) {
   VecF p = broadcast(0.001326472731f);
   p = fma(p, f, broadcast(0.009671512991f));
   p = fma(p, f, broadcast(0.05550733581f));
   p = fma(p, f, broadcast(0.2402224243f));
   p = fma(p, f, broadcast(0.6931470037f));
-  p = fma(p, f, broadcast(1.0f));
-  const VecI exponent = (reinterpret_cast<VecI>(shifted) + 127) << 23;
-  return p * reinterpret_cast<VecF>(exponent);
+  return fma(p, f, broadcast(1.0f));
 }
 
-GLM_INLINE VecD exp2(VecD x) {
+// 2^x for x < 128 or NaN, as softmax needs it: 2^f with n added to the exponent, x = n + f. Exactly 0 for
+// -infinity, so a masked score costs nothing more; NaN stays NaN. AVX-512 has instructions for n, f and the
+// product, also where it is subnormal; elsewhere it is 0 below -126.5.
+GLM_INLINE VecF exp2_below_128(VecF x) {
+#if defined(__AVX512DQ__)
+  // With a mask of all lanes, since GCC 12 warns of its own intrinsics without one (GCC bug 105593).
+  constexpr __mmask16 kAll = 0xffff;
+  const __m512 n = _mm512_maskz_roundscale_ps(kAll, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
+  const __m512 f = _mm512_maskz_reduce_ps(kAll, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
+  const VecF p = exp2_fraction(reinterpret_cast<VecF>(f));
+  return reinterpret_cast<VecF>(_mm512_maskz_scalef_ps(kAll, reinterpret_cast<__m512>(p), n));
+#else
+  constexpr float kMagic = 12582912.0f + 127.0f;  // adding 1.5 * 2^23 + 127 leaves n + 127 in the low bits
+  const VecF clamped = at_least(broadcast(-127.0f), x);
+  const VecF shifted = clamped + kMagic;
+  const VecF p = exp2_fraction(clamped - (shifted - kMagic));
+  return p * reinterpret_cast<VecF>(reinterpret_cast<VecI>(shifted) << 23);
+#endif
+}
+
+// Double is for gradient checks: the library's exp2, lane by lane.
+GLM_INLINE VecD exp2_below_128(VecD x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp2(x[i]);
   return x;
 }

@@ -1,5 +1,6 @@
 #include "cpu/workspace.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 
@@ -37,6 +38,14 @@ struct Buffer {
 thread_local Buffer buffers[static_cast<int>(Slot::count)];
 
 }  // namespace
+
+void use_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 void* workspace(Slot slot, size_t bytes) {
   Buffer& buffer = buffers[static_cast<int>(slot)];

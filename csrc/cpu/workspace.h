@@ -13,6 +13,10 @@ enum class Slot { lhs, rhs, sums, tiles, op, count };
 // problem.
 void* workspace(Slot slot, size_t bytes);
 
+// Asks for large pages for a result that is about to be written from end to end: where its memory is fresh,
+// the page faults of small ones cost as much as the writing. Without effect on what is small or in use.
+void use_large_pages(void* data, size_t bytes);
+
 template <class T>
 T* workspace(Slot slot, size_t count) {
   return static_cast<T*>(workspace(slot, count * sizeof(T)));

@@ -25,7 +25,9 @@ void visit_gpu_floating(DType dtype, Function&& function) {
 // Whether rows of `width` elements of T at these addresses can be read 16 bytes at a time. Null is fine.
 template <class T, class... Pointers>
 bool rows_are_aligned(int64_t width, const Pointers*... pointers) {
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  [[maybe_unused]] const auto aligned = [](const void* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+  };
   return width * static_cast<int64_t>(sizeof(T)) % 16 == 0 && (aligned(pointers) && ...);
 }
 

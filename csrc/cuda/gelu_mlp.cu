@@ -127,6 +127,9 @@ GemmOperand cols_of(const Matrix& m) { return {m.data, m.col_stride, m.row_strid
 GemmOperand rows_of(const void* data, int64_t width) { return {data, width, 1}; }
 GemmOperand cols_of(const void* data, int64_t width) { return {data, 1, width}; }
 
+// The workspace of the sums, which epilogues leave by row tiles (ops/gelu_mlp.h).
+static_assert(GemmTraits<float>::kRows == kGeluMlpTileRows && GemmTraits<bf16>::kRows == kGeluMlpTileRows);
+
 template <class T>
 void sum_tiles(const float* sums, int64_t rows, int64_t cols, void* out, cudaStream_t stream) {
   sum_parts<T>({sums, gelu_mlp_row_tiles(rows), cols, {out, nullptr}, cols}, stream);

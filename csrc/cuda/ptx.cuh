@@ -3,6 +3,7 @@
 // memory through these functions alone: on the host they check and count.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -269,3 +270,21 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 }  // namespace glm::cuda
 #endif
+
+namespace glm::cuda {
+
+// A float as the sum of a big and a small tf32, to 2^-22 of it: big big + big small + small big is the product
+// of two to about as much ("3xTF32").
+struct Tf32Pair {
+  uint32_t big, small;
+
+  __device__ __forceinline__ explicit Tf32Pair(float x) : big(to_tf32(x)) {
+    small = to_tf32(x - std::bit_cast<float>(big));
+  }
+  // What the two leave of x.
+  __device__ __forceinline__ uint32_t rest(float x) const {
+    return std::bit_cast<uint32_t>(x - std::bit_cast<float>(big) - std::bit_cast<float>(small));
+  }
+};
+
+}  // namespace glm::cuda

@@ -73,9 +73,9 @@ struct LinearCrossEntropyGpuPlan {
   static constexpr int64_t kSlices =
       4;  // of the vocabulary, in the gradient of hidden: few tiles, a long sum
 
-  int64_t chunk_rows, chunks;
+  int64_t chunk_rows;
   int64_t line;         // V in whole accesses
-  int64_t sums;         // float [2]: of the weights of rows, and what the losses are multiplied with
+  int64_t sums;         // float: what the losses are multiplied with, 1 or 1 / the sum of weights
   int64_t count;        // int32: rows that count
   int64_t places;       // int32 [N]: where they stand
   int64_t losses;       // float [N]: theirs
@@ -87,7 +87,6 @@ struct LinearCrossEntropyGpuPlan {
 
   LinearCrossEntropyGpuPlan(int64_t rows, int64_t width, int64_t vocab, int64_t element_size)
       : chunk_rows(std::clamp(round_up(rows / 4, kTile), kTile, kMaxRows)),
-        chunks((rows + chunk_rows - 1) / chunk_rows),
         line(round_up(vocab, 8)),
         sums(0),
         count(256),

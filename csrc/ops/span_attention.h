@@ -44,19 +44,23 @@ struct SpanAttention {
 
   GLM_HD int64_t group() const { return heads / kv_heads; }
 
+  // On a GPU nobody has looked at the values before: what they would reach out of range must not be touched.
+  GLM_HD static int64_t clamp(int64_t value, int64_t most) {
+    return SpanMask::max(0, SpanMask::min(value, most));
+  }
+
+  // Where packed sequence b begins; B: where the last one ends.
+  GLM_HD int64_t bound(int64_t b) const { return clamp(cu_seqlens[b], rows); }
+
   GLM_HD SpanSequence sequence(int64_t b) const {
     if (cu_seqlens != nullptr) {
-      const int64_t first = cu_seqlens[b], length = cu_seqlens[b + 1] - first;
+      const int64_t first = bound(b), length = SpanMask::max(0, bound(b + 1) - first);
       return {first, first, length, length, {prefix_len[b], length, 0, 0}};
     }
-    // On a GPU nobody has looked at the values before: what is out of range must not be read.
-    const int64_t length = seq_len == nullptr ? keys : SpanMask::max(0, SpanMask::min(seq_len[b], keys));
+    const int64_t length = seq_len == nullptr ? keys : clamp(seq_len[b], keys);
     const int64_t row_offset = rows < keys ? length - rows : 0;  // decoding: the rows are the last ones
-    return {0,
-            0,
-            rows,
-            keys,
-            {prefix_len[b], length, start == nullptr ? 0 : SpanMask::max(0, start[b]), row_offset}};
+    return {
+        0, 0, rows, keys, {prefix_len[b], length, start == nullptr ? 0 : clamp(start[b], keys), row_offset}};
   }
 };
 

@@ -1,4 +1,4 @@
-// Every call of glm_ext_simt is for the CUDA kernels, and runs on the host (simt/kernels.cpp).
+// Every call of glm_ext_simt is for the CUDA kernels, on the host: it has no others (simt/kernels.cpp).
 #include "binding/target.h"
 
 bool pybind11::detail::type_caster<glm::Target>::load(handle, bool) {

@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": "train a GLM on text; with no arguments, on the documentation inside Python",
     "prepare": "a token store of your own text: .txt, .jsonl, .gz, .parquet",
     "tokenizer": "train a vocabulary, or take over GPT-2's, BERT's or sentencepiece's",
+    "finetune": "train a pretrained model on the examples of a task, and keep the best checkpoint",
     "fill": 'fill the blanks of a text: glm-ext fill RUN "The [MASK] of the list."',
     "generate": 'continue a text, or write one out of nothing: glm-ext generate RUN "Once upon a time"',
     "evaluate": "a model on the examples of a task: glm-ext evaluate RUN --task rte --data val.jsonl",
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            from glm_ext.train.config import did_you_mean
+            from glm_ext.spelling import did_you_mean
 
             raise UserError(f"there is no command {command!r}{did_you_mean(command, list(COMMANDS))}")
         code: int = importlib.import_module(f"glm_ext.cli.{command}").main(rest)

@@ -12,9 +12,10 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Around the reading of arguments, files and checkpoints: what they raise is the user's to mend.
+    """Around what the user's arguments, files and texts decide: what it raises is the user's to mend.
 
-    The work itself stays outside, so that a defect of ours keeps its traceback.
+    `fill`, `evaluate`, `prepare`, `tokenizer` and `show` judge texts as they work, so their work is inside;
+    training is outside, so that a defect of ours keeps its traceback after hours.
     """
     from glm_ext.train.checkpoint import CheckpointError
 

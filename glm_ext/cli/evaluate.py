@@ -11,9 +11,9 @@ from typing import Any
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.extras import require
 from glm_ext.tasks import TASKS, Task, load_task
-from glm_ext.train.checkpoint import load_checkpoint
-from glm_ext.train.config import config_errors
-from glm_ext.train.load import load_model
+from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
+from glm_ext.train.load import model_of
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = f"""The metrics of a trained model on a file of examples, JSON lines or CSV.
 Tasks: {", ".join(TASKS)}."""
@@ -22,9 +22,10 @@ Tasks: {", ".join(TASKS)}."""
 def main(arguments: Sequence[str]) -> int:
     with user_errors():
         options = _parse(arguments)
-        model, tokenizer = load_model(options.run)
+        checkpoint, folder = load_checkpoint(Path(options.run))
+        model, tokenizer = model_of(checkpoint, folder)
         task = load_task(options.task, tokenizer, model_config=model.config, **options.options)
-        _load_head(task, options.run)
+        _load_head(task, checkpoint, folder)
         examples = task.examples(Path(options.data))
         begin = time.perf_counter()
         metrics = task.metrics(model, examples)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> Any:
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
-        prog="glm-ext evaluate", description=_DESCRIPTION, exit_on_error=False
+        prog="glm-ext evaluate", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
     parser.add_argument("--task", type=str | None, default=None, help="name of the task")
@@ -60,15 +61,13 @@ def _parse(arguments: Sequence[str]) -> Any:
     return options
 
 
-def _load_head(task: Task, run: str) -> None:
+def _load_head(task: Task, checkpoint: Checkpoint, folder: Path) -> None:
     """What the task learned besides the model lies beside the model in the checkpoint."""
     if task.module is None:
         return
-    _, folder = load_checkpoint(Path(run))
-    file = folder / "head.safetensors"
-    if not file.is_file():
+    if checkpoint.head is None:
         raise UserError(f"{folder}: holds no head for {task.name}; train one: glm-ext finetune --task head")
     try:
-        task.module.load_state_dict(require("safetensors.torch", extra="train").load_file(file))
+        task.module.load_state_dict(checkpoint.head)
     except RuntimeError as error:
-        raise UserError(f"{file}: is not the head of {task.name}: {error}") from None
+        raise UserError(f"{folder}: its head is not that of {task.name}: {error}") from None

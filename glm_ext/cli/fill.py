@@ -8,10 +8,10 @@ from contextlib import suppress
 
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
+from glm_ext.extras import require
 from glm_ext.generate import fill
-from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
 from glm_ext.train.load import load_model
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Fills every [MASK] (a few words), [sMASK] (a sentence) and [gMASK] (the rest) of a text.
 Without a text it asks for one after another; from a pipe or a file it fills each line."""
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     with user_errors():
         jsonargparse = require("jsonargparse", extra="train")
         parser = jsonargparse.ArgumentParser(
-            prog="glm-ext fill", description=_DESCRIPTION, exit_on_error=False
+            prog="glm-ext fill", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
         )
         parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
         parser.add_argument("text", type=str, nargs="?", default=None, help='as in "The [MASK] of the list."')
@@ -32,7 +32,11 @@ def main(arguments: Sequence[str]) -> int:
             help="which blank is filled first, second, ..., from 0, as in [1,0]; left to right by default",
         )
         parser.add_argument(
-            "--allow_special", type=bool, default=False, help="read [SEP] and the like in the text as such"
+            "--allow_special",
+            action=jsonargparse.ActionYesNo,
+            nargs="?",
+            default=False,
+            help="read [SEP] and the like in the text as such",
         )
         known = ["order", "allow_special", *add_generation_options(parser)]
         with config_errors(known):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from glm_ext.cli.errors import user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
-from glm_ext.generate import generate, stream
-from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
+from glm_ext.extras import require
+from glm_ext.generate import continued, generate, stream
 from glm_ext.train.load import load_model
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Continues a prompt, or writes a text out of nothing where none is given; shows it as it is
 written. By default it draws at temperature 0.8 up to 128 tokens; with --num_beams it searches first and shows
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     with user_errors():
         jsonargparse = require("jsonargparse", extra="train")
         parser = jsonargparse.ArgumentParser(
-            prog="glm-ext generate", description=_DESCRIPTION, exit_on_error=False
+            prog="glm-ext generate", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
         )
         parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
         parser.add_argument("prompt", type=str, nargs="?", default="", help="plain text; nothing by default")
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             pieces = iter([generate(model, tokenizer, options.prompt, config, mask=options.mask)])
         else:
             pieces = stream(model, tokenizer, options.prompt, config, mask=options.mask)
-    print(options.prompt.rstrip(), end="", flush=True)
-    for piece in pieces:
+    for piece in continued(options.prompt, pieces):
         print(piece, end="", flush=True)
     print()
     return 0

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from glm_ext.cli.errors import UserError, user_errors
-from glm_ext.data.prepare import PrepareSettings, file_checksum, prepare
+from glm_ext.data.files import file_sha256
+from glm_ext.data.prepare import PrepareSettings, prepare
 from glm_ext.data.tokenizer import GLMTokenizer
-from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
+from glm_ext.extras import require
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Makes a token store of files and folders: .txt (a document), .jsonl (a document a line,
 as {"text": ...} or {"prompt": ..., "text": ...}), both also as .gz, and .parquet with such columns. Stopped
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> Any:
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
-        prog="glm-ext prepare", description=_DESCRIPTION, exit_on_error=False
+        prog="glm-ext prepare", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )
     add = parser.add_argument
     add("sources", type=str, nargs="+", help="files, and folders that are searched for such files")
@@ -94,7 +95,7 @@ def tokenizer_name(options: Any, tokenizer: GLMTokenizer | None) -> str:
     if tokenizer is None:
         return f"train {options.kind} {options.vocab_size}"
     file = Path(options.tokenizer)
-    return file_checksum(file / "tokenizer.json" if file.is_dir() else file)
+    return file_sha256(file / "tokenizer.json" if file.is_dir() else file)
 
 
 def show_progress(done: int, total: int) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from glm_ext.batch import Batch
 from glm_ext.cli.errors import UserError, user_errors
+from glm_ext.cli.resume import resumed, stopped_by
 from glm_ext.cli.text import TrainingText, load_text
 from glm_ext.data import (
     Cloze,
@@ -28,14 +29,14 @@ from glm_ext.data import (
     target_counts,
     unigram_loss,
 )
-from glm_ext.generate import fill
+from glm_ext.generate import GenerationConfig, fill
 from glm_ext.model import GLM
-from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
-from glm_ext.train.config import ConfigError, TrainConfig
+from glm_ext.train.checkpoint import Checkpoint
+from glm_ext.train.config import TrainConfig
 from glm_ext.train.log import RunLog
 from glm_ext.train.plot import plot_loss
-from glm_ext.train.settings import config_errors, config_parser, from_namespace, setting_names
-from glm_ext.train.trainer import Diverged, Trainer
+from glm_ext.train.settings import ConfigError, config_errors, config_parser, from_namespace, setting_names
+from glm_ext.train.trainer import Diverged, Evaluation, Trainer
 
 _DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the
 tiny preset on the documentation inside Python, a few minutes on a laptop."""
@@ -84,20 +85,12 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | Non
         return from_namespace(TrainConfig, options), run, None
 
     run = Path(options.resume)
-    if others := sorted(set(given) - {"resume", "steps"}):
-        raise UserError(
-            f"--resume takes its settings from {run / 'config.yaml'}; leave out --{', --'.join(others)}"
-        )
-    checkpoint, folder = load_checkpoint(run)
-    if folder == run:
-        raise UserError(f"--resume: expected the run folder {run.parent}, got one of its checkpoints")
-    config = TrainConfig.from_yaml(run / "config.yaml")
+    config, checkpoint = resumed(TrainConfig, run, given, may_change=["steps"])
     if "steps" in given:
         config = dataclasses.replace(config, steps=options.steps)
-    if config.steps < checkpoint.state["step"]:
-        raise UserError(
-            f"steps: expected at least {checkpoint.state['step']}, where {folder} is, got {config.steps}"
-        )
+    reached = checkpoint.state["step"]
+    if config.steps < reached:
+        raise UserError(f"steps: expected at least {reached}, which {run} has reached, got {config.steps}")
     return config, run, checkpoint
 
 
@@ -158,7 +151,7 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
         held_out=held_out,
         held_out_by_objective=by_objective,
         unigram_loss=unigram_loss(
-            target_counts(batches.take(_UNIGRAM_STEPS), model_config.vocab_size), held_out
+            target_counts(map(batches.batch, range(_UNIGRAM_STEPS)), model_config.vocab_size), held_out
         ),
         blanks=blanks,
     )
@@ -188,24 +181,32 @@ def train(job: Job) -> int:
             print(f"glm-ext: {error}", file=sys.stderr)
             return 1
     if stopped:
-        print(f"\nstopped by {stopped.name}, saved at step {trainer.steps_taken}; go on with:\n")
-        print(f"  {shlex.join(['glm-ext', 'pretrain', '--resume', str(run)])}", flush=True)
-        return 128 + stopped
-    report(job, trainer.evaluate(), trainer.evaluate_objectives())
+        return stopped_by(stopped, "pretrain", run, trainer.steps_taken)
+    report(job, trainer.evaluation())
     return 0
 
 
-def report(job: Job, held_out_loss: float, by_objective: dict[str, float]) -> None:
+def report(job: Job, found: Evaluation) -> None:
     """Prints what was learned: the loss beside the unigram's, and three blanks beside the truth."""
-    print(f"\nheld-out loss  {held_out_loss:.3f} nats per token")
-    for name, loss in by_objective.items():
+    curve = plot_loss(job.run)
+    print(f"\nheld-out loss  {found.held_out_loss:.3f} nats per token")
+    for name, loss in found.by_objective.items():
         print(f"  {name:<12} {loss:.3f}")
     print(f"unigram loss   {job.unigram_loss:.3f} (knowing how frequent each token is, and nothing else)")
     for blank in job.blanks:
-        [guess] = fill(job.model, job.tokenizer, blank.text).spans
-        print(f"\n  {blank.text}\n    model  {guess.strip() or '(nothing)'}\n    truth  {blank.truth}")
-    print(f"\nloss curve  {plot_loss(job.run)}")
+        print(f"\n  {blank.text}\n    model  {guess(job, blank.text)}\n    truth  {blank.truth}")
+    print(f"\nloss curve  {curve}")
     print(f"try it      {shlex.join(['glm-ext', 'fill', str(job.run), 'Return the [MASK] of the list.'])}")
+
+
+def guess(job: Job, text: str) -> str:
+    """What the model writes into a blank, or why it cannot."""
+    longest = min(GenerationConfig().max_length, job.model.config.max_positions - 1)
+    try:
+        [span] = fill(job.model, job.tokenizer, text, max_length=longest).spans
+    except ValueError as error:  # the sentence is too long for the model
+        return f"({error})"
+    return span.strip() or "(nothing)"
 
 
 def check_same_text(path: Path, text: TrainingText) -> None:

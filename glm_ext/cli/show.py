@@ -21,9 +21,9 @@ from glm_ext.data import (
     load_documents,
     standard_objectives,
 )
-from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
+from glm_ext.extras import require
 from glm_ext.train.plot_sample import SampleView, plot_sample, span_colour, view_sample
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Draws a sample as the model sees it: Part A and Part B, the attention mask, both positions,
 inputs and targets. With no options: a piece of the documentation inside Python."""
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> Any:
     jsonargparse = require("jsonargparse", extra="train")
-    parser = jsonargparse.ArgumentParser(prog="glm-ext show", description=_DESCRIPTION, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog="glm-ext show", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--text", type=str | None, default=None, help="a text of your own")
     parser.add_argument("--objective", type=str, default="token", help=", ".join(_OBJECTIVES))
     parser.add_argument("--seed", type=int, default=0, help="which piece of text, which spans")

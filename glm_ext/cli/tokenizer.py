@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data.corpus import warn_or_raise
-from glm_ext.data.prepare import sample_texts
-from glm_ext.data.sources import Piece, find_files, read_documents
+from glm_ext.data.shards import sample_texts
+from glm_ext.data.sources import Piece, find_files
 from glm_ext.data.tokenizer import GLMTokenizer
-from glm_ext.train.config import config_errors
-from glm_ext.train.extras import require
+from glm_ext.extras import require
+from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = """Writes a tokenizer.json: trained on files and folders of text (the kinds that glm-ext
 prepare reads), or with --adopt the vocabulary of GPT-2, BERT or sentencepiece."""
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> Any:
     jsonargparse = require("jsonargparse", extra="train")
     parser = jsonargparse.ArgumentParser(
-        prog="glm-ext tokenizer", description=_DESCRIPTION, exit_on_error=False
+        prog="glm-ext tokenizer", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
     )
     add = parser.add_argument
     add("sources", type=str, nargs="*", help="files, and folders that are searched for such files")
@@ -58,7 +59,8 @@ def parse(arguments: Sequence[str]) -> Any:
 
 def train(options: Any) -> GLMTokenizer:
     pieces = [Piece(file) for source in options.sources for file in find_files(source)]
-    documents = sum(1 for piece in pieces for _ in read_documents(piece, warn_or_raise))  # checks them all
-    if documents == 0:
+    texts = sample_texts(pieces, options.sample, warn_or_raise)
+    first = next(texts, None)
+    if first is None:
         raise UserError(f"{', '.join(options.sources)}: no text found; expected files that are not empty")
-    return GLMTokenizer.train(sample_texts(pieces, options.sample), options.vocab_size, options.kind)
+    return GLMTokenizer.train(chain([first], texts), options.vocab_size, options.kind)

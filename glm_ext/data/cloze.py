@@ -15,11 +15,10 @@ from .tokenizer import GLMTokenizer
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Part A of a text with blanks: tokens, and of every blank, left to right, its place and its mask."""
+    """Part A of a text with blanks: tokens, and the place of every blank, left to right."""
 
     tokens: list[int]
     mask_positions: list[int]
-    mask_ids: list[int]
 
 
 def encode_prompt(
@@ -33,7 +32,7 @@ def encode_prompt(
 
     >>> tokenizer = GLMTokenizer.train(["the cat sat on the mat"], vocab_size=280)
     >>> prompt = encode_prompt(tokenizer, "the [MASK] sat", max_positions=64)
-    >>> prompt.tokens[prompt.mask_positions[0]] == prompt.mask_ids[0] == tokenizer.mask_id
+    >>> prompt.tokens[prompt.mask_positions[0]] == tokenizer.mask_id
     True
     """
     tokens = tokenizer.encode(text, allow_special=True if allow_special else MASK_TOKENS)
@@ -73,9 +72,8 @@ def _as_prompt(tokenizer: GLMTokenizer, text: Sequence[int], max_positions: int)
             f"the text has {len(tokens)} tokens and the model takes {max_positions} (max_positions); "
             "shorten it"
         )
-    masks = {tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id}
-    mask_positions = [place for place, token in enumerate(tokens) if token in masks]
-    return Prompt(tokens, mask_positions, [tokens[place] for place in mask_positions])
+    masks = tokenizer.mask_ids
+    return Prompt(tokens, [place for place, token in enumerate(tokens) if token in masks])
 
 
 class Cloze(NamedTuple):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
+from .held_out import hold_out, too_few
 from .sources import SUFFIXES, Piece, Problem, find_files, read_documents
 from .stdlib_text import default_documents
 
-# With fewer held-out documents than this to expect, chance decides how much is held out: cut the documents
-# into pieces of this many characters, some pages.
-_FEW_HELD_OUT = 8
-_PIECE_LENGTH = 4000
+_PIECE_LENGTH = 4000  # characters, some pages
 
 
 class Split(NamedTuple):
@@ -59,25 +57,16 @@ def split_documents(documents: Sequence[str], held_out: float = 0.05) -> Split:
     they are first cut at line ends into pieces of some pages. ValueError if that leaves fewer than two
     different pieces.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out: expected a number between 0 and 1, got {held_out}")
     parts = list(documents)
-    if len(parts) * held_out < _FEW_HELD_OUT:
+    if too_few(len(parts), held_out):
         parts = [piece for document in documents for piece in _pieces(document)]
-    ranks = [_hash_fraction(part) for part in parts]
-    limit = max(held_out, min(ranks, default=0.0))
-    train = [part for part, rank in zip(parts, ranks, strict=True) if rank > limit]
-    if not train:
+    hidden = hold_out((part.encode("utf-8", "surrogatepass") for part in parts), held_out)
+    if hidden.all():
         raise ValueError(
             f"the corpus is too small to hold a part of it out: {len(documents)} documents, "
             f"{sum(map(len, documents)):,} characters; expected several documents, or some pages of lines"
         )
-    return Split(train, [part for part, rank in zip(parts, ranks, strict=True) if rank <= limit])
-
-
-def _hash_fraction(document: str) -> float:
-    digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return Split(list(compress(parts, ~hidden)), list(compress(parts, hidden)))
 
 
 def _pieces(document: str) -> Iterator[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,15 +12,13 @@ from numpy.typing import NDArray
 
 from .bits import Bits, Flags
 from .blocks import Weights
+from .held_out import hold_out, too_few
 from .spans import Ints
 
 if TYPE_CHECKING:
     from .tokenizer import GLMTokenizer
 
-# With fewer held-out documents than this to expect, chance decides how much is held out: cut the documents
-# into pieces of this many tokens, some pages.
-_FEW_HELD_OUT = 8
-_PIECE_LENGTH = 1024
+_PIECE_LENGTH = 1024  # tokens, some pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +116,8 @@ def split_token_documents(documents: TokenDocuments, held_out: float = 0.05) -> 
     Equal documents share a side. Where there are too few to share out, they are first cut into pieces of some
     pages. ValueError if that leaves fewer than two different pieces.
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out: expected a number between 0 and 1, got {held_out}")
-    parts = documents
-    if len(parts) * held_out < _FEW_HELD_OUT:
-        parts = documents.cut(_PIECE_LENGTH)
-    ranks = np.fromiter(_hash_fractions(parts), dtype=np.float64, count=len(parts))
-    hidden = ranks <= max(held_out, ranks.min())
+    parts = documents.cut(_PIECE_LENGTH) if too_few(len(documents), held_out) else documents
+    hidden = hold_out((parts[part].astype("<u4").tobytes() for part in range(len(parts))), held_out)
     if hidden.all():
         raise ValueError(
             f"the corpus is too small to hold a part of it out: {len(documents)} documents, "
@@ -144,9 +136,3 @@ def encode_documents(tokenizer: GLMTokenizer, documents: Sequence[str]) -> Token
 
 def _offsets(lengths: Ints) -> Ints:
     return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)))
-
-
-def _hash_fractions(documents: TokenDocuments) -> Iterator[float]:
-    for document in range(len(documents)):
-        digest = hashlib.blake2b(documents[document].astype("<u4").tobytes(), digest_size=8).digest()
-        yield int.from_bytes(digest, "big") / 2**64

@@ -12,11 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from .extras import optional
+from glm_ext.extras import require
 
 _CHINESE_END = re.compile("[。？！；…]+[”’」』）\"')]*")
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
-_NEWLINES = re.compile(r"\n*")
 
 
 class SentenceSplitter:
@@ -63,8 +62,14 @@ class SentenceSplitter:
         for blank in [*(match.start() for match in _BLANK_LINE.finditer(text)), len(text)]:
             found.update(begin + end for _, end in self._tokenizer.span_tokenize(text[begin:blank]))
             begin = blank
-        return sorted({match.end() for end in found if (match := _NEWLINES.match(text, end))})
+        return sorted({_after_newlines(text, end) for end in found})
+
+
+def _after_newlines(text: str, end: int) -> int:
+    while text.startswith("\n", end):
+        end += 1
+    return end
 
 
 def _punkt() -> Any:
-    return optional("nltk.tokenize.punkt", extra="data", purpose="splitting sentences by Punkt")
+    return require("nltk.tokenize.punkt", extra="data", purpose="splitting sentences by Punkt")

@@ -25,46 +25,33 @@ _EMPTY_BUFFER = np.zeros(4, dtype=np.uint64)
 
 
 class Text(NamedTuple):
-    """Tokens, the loss weight of each (None: 1), and which of them end a sentence, where that is known."""
+    """Tokens, the loss weight of each, and which of them end a sentence, where that is known."""
 
     tokens: Ints
-    weights: Weights | None
+    weights: Weights
     ends: Flags | None = None
 
 
-def cut_text(
-    documents: TokenDocuments, where: slice, rng: np.random.Generator, max_length: int, cls: int
+def sample_text(
+    documents: TokenDocuments,
+    rng: np.random.Generator,
+    max_length: int,
+    cls: int,
+    *,
+    alone: slice | None = None,
 ) -> Text:
-    """[CLS] and the document that lies there, or, where it is longer than max_length - 1, a piece of it."""
-    begin, end = where.start, where.stop
-    if end - begin > max_length - 1:
-        begin += int(rng.integers(0, end - begin - max_length + 1, endpoint=True))
-        end = begin + max_length - 1
-    source = slice(begin, end)
-    tokens = np.empty(end - begin + 1, dtype=np.int64)
-    tokens[0], tokens[1:] = cls, documents.tokens[source]
-    weights = ends = None
-    if documents.weights is not None:
-        weights = np.zeros(len(tokens), dtype=np.float32)
-        weights[1:] = documents.weights[source]
-    if documents.sentence_ends is not None:
-        ends = np.zeros(len(tokens), dtype=np.bool_)
-        ends[1:] = documents.sentence_ends[source]
-    return Text(tokens, weights, ends)
-
-
-def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length: int, cls: int) -> Text:
     """A text of max_length tokens, or one less where nothing more fits: [CLS] and a piece of a document.
 
     A document longer than the text is cut at a random place. One that is shorter is taken whole and others
     follow, each with its own [CLS] (of loss weight 0), the last one cut to the room left. They share the
-    sequence: attention crosses from one to the next.
+    sequence: attention crosses from one to the next. alone: the place of a document that is taken by itself,
+    instead of one drawn at random.
     """
     tokens = np.full(max_length, cls, dtype=np.int64)
     weights = np.zeros(max_length, dtype=np.float32)
     ends = None if documents.sentence_ends is None else np.zeros(max_length, dtype=np.bool_)
     longest = max_length - 1
-    document = documents.draw(rng)
+    document = documents.draw(rng) if alone is None else alone
     begin, end = document.start, document.stop
     if end - begin > longest:
         begin += int(rng.integers(0, end - begin - longest, endpoint=True))
@@ -77,7 +64,7 @@ def sample_text(documents: TokenDocuments, rng: np.random.Generator, max_length:
         if ends is not None and documents.sentence_ends is not None:
             ends[room] = documents.sentence_ends[source]
         filled = room.stop
-        if filled + 2 > max_length:
+        if alone is not None or filled + 2 > max_length:
             return Text(tokens[:filled], weights[:filled], None if ends is None else ends[:filled])
         document = documents.draw(rng)
         begin, end = document.start, document.stop
@@ -149,14 +136,13 @@ class ExampleBatches:
 
     def _draw(self, rng: np.random.Generator, objective: Objective, max_length: int) -> Drawn | None:
         for _ in range(_MAX_DRAWS):
-            if self.join_documents:
-                text = sample_text(self.documents, rng, max_length, self.ids.cls)
-            else:
+            alone = None
+            if not self.join_documents:
                 place = rng.integers(self._reach[-1])
-                where = self.documents.where(int(self._reach.searchsorted(place, side="right")))
-                text = cut_text(self.documents, where, rng, max_length, self.ids.cls)
+                alone = self.documents.where(int(self._reach.searchsorted(place, side="right")))
+            text = sample_text(self.documents, rng, max_length, self.ids.cls, alone=alone)
             example = objective(text.tokens, rng, self.ids, weights=text.weights, ends=text.ends)
-            if example is not None and (text.weights is None or example.loss_mask.any()):
+            if example is not None and example.loss_mask.any():
                 return Drawn(example, len(text.tokens))
         return None
 

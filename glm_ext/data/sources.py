@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from .extras import optional
+from glm_ext.extras import require
 
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".parquet")
 _RECORD = 'an object with a string "text" and, where there is one, a string "prompt"'
@@ -138,30 +138,44 @@ def _json_lines(piece: Piece, report: Report) -> Iterator[Document]:
             except json.JSONDecodeError as error:
                 bad = _Bad("broken JSON", f"broken JSON: {error.msg} at column {error.colno}")
                 report(bad.at(file, number, begin))
+            except (ValueError, RecursionError) as error:  # a number too long, lists too deep
+                report(_Bad("broken JSON", f"JSON that cannot be read: {error}").at(file, number, begin))
         if blank and begin == 0 and end is None:
             report(Problem("empty file", f"{file}: empty, skipped"))
 
 
 def _parquet_rows(file: Path, report: Report) -> Iterator[Document]:
-    parquet = optional("pyarrow.parquet", extra="data", purpose=f"{file}: reading .parquet")
+    parquet = require("pyarrow.parquet", extra="data", purpose=f"{file}: reading .parquet")
+
+    def broken(what: str, error: Exception) -> Problem:
+        return Problem("broken file", f"{what}: {' '.join(str(error).split())}")
+
     try:
         table = parquet.ParquetFile(file)
     except (ValueError, OSError) as error:  # pyarrow's errors are of these kinds
-        report(Problem("broken file", f"{file}: not readable as .parquet: {' '.join(str(error).split())}"))
+        report(broken(f"{file}: not readable as .parquet", error))
         return
     with table:
         names = table.schema_arrow.names
         if "text" not in names:
             report(Problem("broken file", f'{file}: expected a column "text", got {", ".join(names)}'))
             return
-        row = 0
-        for batch in table.iter_batches(columns=[name for name in ("text", "prompt") if name in names]):
-            for record in batch.to_pylist():
-                row += 1
-                try:
-                    yield _record(record)
-                except _Bad as error:
-                    report(error.at(file, row))
+        columns = [name for name in ("text", "prompt") if name in names]
+        end = 0
+        for group in range(table.num_row_groups):
+            row, end = end, end + table.metadata.row_group(group).num_rows
+            try:
+                for batch in table.iter_batches(row_groups=[group], columns=columns):
+                    for place in range(len(batch)):
+                        row += 1
+                        try:
+                            yield _record({name: batch.column(name)[place].as_py() for name in columns})
+                        except UnicodeDecodeError as error:
+                            report(_Bad("bad UTF-8", f"not UTF-8 ({error.reason})").at(file, row))
+                        except _Bad as error:
+                            report(error.at(file, row))
+            except (ValueError, OSError) as error:
+                report(broken(f"{file}:{row + 1}: rows {row + 1} to {end} cannot be read", error))
 
 
 class _Bad(Exception):

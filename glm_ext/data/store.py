@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from .bits import Bits, Flags
 from .documents import TokenDocuments
+from .files import file_sha256, write_atomically
 from .spans import Ints
 from .tokenizer import GLMTokenizer
 
@@ -68,7 +69,7 @@ def open_store(path: str | Path, *, verify: bool = True) -> TokenStore:
         _check_file(root / name, expected, verify)
 
     def array(name: str, dtype: str) -> NDArray[Any]:
-        return np.memmap(root / name, dtype=dtype, mode="r")
+        return _Mapped(root / name, dtype=dtype, mode="r")
 
     def bits(name: str) -> Bits | None:
         return Bits(array(name, "u1"), header["tokens"]) if name in header["files"] else None
@@ -135,7 +136,7 @@ class StoreWriter:
             del files["weights.bits"]
             (self.root / "weights.bits").unlink()
         tokenizer = self.root / _TOKENIZER
-        files[_TOKENIZER] = {"bytes": tokenizer.stat().st_size, "sha256": _sha256(tokenizer)}
+        files[_TOKENIZER] = {"bytes": tokenizer.stat().st_size, "sha256": file_sha256(tokenizer)}
         header = {"format": _FORMAT, **self._counts, "dtype": self.dtype, **facts, "files": files}
         write_atomically(self.root / HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
 
@@ -149,14 +150,13 @@ def token_dtype(vocab_size: int) -> str:
     return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is there whole, or not at all, whenever the process or the machine stops."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
+class _Mapped(np.memmap):
+    """A memory map that travels to another process by the name of its file; a part of it as a copy."""
+
+    def __reduce__(self) -> Any:
+        if self.filename is not None and self.nbytes == Path(self.filename).stat().st_size:
+            return _Mapped, (self.filename, self.dtype, "r")
+        return np.array(self).__reduce__()
 
 
 class _Sink:
@@ -216,13 +216,5 @@ def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
             f"{path}: expected {expected['bytes']} bytes, got {size}: cut off or altered; "
             "prepare the store again"
         )
-    if verify and _sha256(path) != expected["sha256"]:
+    if verify and file_sha256(path) != expected["sha256"]:
         raise ValueError(f"{path}: altered: its checksum is not the one in {HEADER}; prepare the store again")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -47,6 +47,7 @@ class GLMTokenizer:
                 f"this tokenizer lacks GLM's special tokens {', '.join(missing)}; "
                 "train one with GLMTokenizer.train, or add them with GLMTokenizer.adopt"
             )
+        _check_ids(tokenizer)
         # Special tokens are split off here, where the caller's choice is known; the library then sees plain
         # text only.
         tokenizer.encode_special_tokens = True
@@ -71,8 +72,9 @@ class GLMTokenizer:
         """Another model's vocabulary, with GLM's special tokens at the ids that GLM's public models use.
 
         path: GPT-2's vocab.json or encoder.json with its merges beside it, BERT's vocab.txt, a sentencepiece
-        .model, a tokenizer.json, or a folder with one of these. Tokens that it has are reused ([CLS], [SEP],
-        [PAD], [UNK] and [MASK] of BERT; <|endoftext|> of GPT-2, which also pads), the others are appended.
+        .model, a tokenizer.json, or a folder with one of these (of several: .model or vocab.txt, then
+        tokenizer.json, then vocab.json). Tokens that it has are reused ([CLS], [SEP], [PAD], [UNK] and [MASK]
+        of BERT; <|endoftext|> of GPT-2, which also pads), the others are appended.
         """
         return cls(vocabularies.read(Path(path)))
 
@@ -89,7 +91,7 @@ class GLMTokenizer:
     def save(self, path: str | Path) -> Path:
         """Writes tokenizer.json (into `path` if that is a folder) and returns where it is."""
         file = _json_file(path)
-        self._tokenizer.save(str(file))
+        file.write_text(self.to_json(), encoding="utf-8", newline="")
         return file
 
     @classmethod
@@ -99,7 +101,7 @@ class GLMTokenizer:
 
     def to_json(self) -> str:
         """What `save` writes."""
-        text: str = self._tokenizer.to_str()
+        text: str = self._tokenizer.to_str(pretty=True)
         return text
 
     def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
@@ -192,6 +194,11 @@ class GLMTokenizer:
         return self.ids.smask
 
     @property
+    def mask_ids(self) -> frozenset[int]:
+        """Those of the three blanks that a text may hold."""
+        return frozenset((self.ids.mask, self.ids.gmask, self.ids.smask))
+
+    @property
     def dblock_id(self) -> int:
         return self.ids.dblock
 
@@ -206,6 +213,17 @@ class GLMTokenizer:
     @property
     def eop_id(self) -> int:
         return self.ids.eop
+
+
+def _check_ids(tokenizer: Tokenizer) -> None:
+    """A model has a row for each of n tokens: their ids are 0 to n - 1. A gap means that two share one."""
+    ids = tokenizer.get_vocab().values()
+    if missing := set(range(len(ids))) - set(ids):
+        raise ValueError(
+            f"this tokenizer has {len(ids)} tokens, and none of them has id {min(missing)}; expected 0 to "
+            f"{len(ids) - 1}, each of one token; in a vocab.txt, put a word of its own (say [unused7]) in "
+            "place of each blank or repeated line"
+        )
 
 
 def _json_file(path: str | Path) -> Path:

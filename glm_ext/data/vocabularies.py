@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .extras import optional
+from glm_ext.extras import require
+
 from .special import MASK_TOKENS, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ _UNUSED = "[UNUSED]"
 def library() -> Any:
     """The tokenizers library, with its parts."""
     for part in ("decoders", "models", "normalizers", "pre_tokenizers", "trainers"):
-        optional(f"tokenizers.{part}", extra="train", purpose="GLMTokenizer")
-    return optional("tokenizers", extra="train", purpose="GLMTokenizer")
+        require(f"tokenizers.{part}", extra="train", purpose="GLMTokenizer")
+    return require("tokenizers", extra="train", purpose="GLMTokenizer")
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -118,7 +119,8 @@ def read(path: Path) -> Tokenizer:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; expected {_KNOWN}")
     if path.is_dir():
-        found = [path / name for name in _READERS if (path / name).is_file()] + sorted(path.glob("*.model"))
+        named = [path / name for name in _READERS if (path / name).is_file()]
+        found = sorted(path.glob("*.model")) + named
         if not found:
             raise ValueError(f"{path}: holds no vocabulary; expected {_KNOWN}")
         path = found[0]
@@ -142,7 +144,10 @@ def read_json(path: Path) -> Tokenizer:
 
 
 def _read_any_json(path: Path) -> Tokenizer:
-    return _append(read_json(path), ("eos", *_APPENDED))
+    tokenizer = read_json(path)
+    if tokenizer.token_to_id(SPECIAL_TOKENS["pad"]) is not None:  # BERT's, whose padding ends a text too
+        return _append(tokenizer, _APPENDED)
+    return _append(tokenizer, ("eos", *_APPENDED))
 
 
 def _read_gpt2(path: Path) -> Tokenizer:
@@ -171,7 +176,7 @@ def _read_bert(path: Path) -> Tokenizer:
 
 
 def _read_sentencepiece(path: Path) -> Tokenizer:
-    proto = optional("sentencepiece.sentencepiece_model_pb2", extra="data", purpose=f"{path}: reading it")
+    proto = require("sentencepiece.sentencepiece_model_pb2", extra="data", purpose=f"{path}: reading it")
     lib = library()
     model = proto.ModelProto()
     try:
@@ -248,11 +253,15 @@ def _added_tokens(names: Iterable[str]) -> list[Any]:
 
 
 _MERGES = ("merges.txt", "vocab.bpe")
+
+# Of a folder the first that is there is read, after a sentencepiece model: what tells the kind of vocabulary
+# comes before tokenizer.json, whose ids may be others; and that before vocab.json, since it says how words
+# are split.
 _READERS = {
+    "vocab.txt": _read_bert,
     "tokenizer.json": _read_any_json,
     "vocab.json": _read_gpt2,
     "encoder.json": _read_gpt2,
-    "vocab.txt": _read_bert,
 }
 _KNOWN = (
     "a tokenizer.json, GPT-2's vocab.json or encoder.json with merges.txt or vocab.bpe beside it, "
@@ -308,7 +317,7 @@ def _meta_space(model: Any, *, dummy_prefix: bool, split: bool, literal: Sequenc
     space = lib.pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=split)
     if literal:
         spelled = "|".join(f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in literal)
-        cut = lib.pre_tokenizers.Split(lib.Regex(spelled), "isolated")
+        cut = lib.pre_tokenizers.Split(lib.Regex(spelled), "merged_with_previous")
         space = lib.pre_tokenizers.Sequence([cut, space])
     tokenizer.pre_tokenizer = space
     decoders = lib.decoders

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model import GLM
+from ..model import GLM, inference
 from .config import GenerationConfig
-from .decoder import Decoder, inference
+from .decoder import Decoder
 from .filters import Rules
 from .writer import Request
 
@@ -63,8 +63,8 @@ def beam_search(
                 for text, hypotheses in zip(texts, best, strict=True):
                     found[text].append(hypotheses)
                 if blank + 1 < blanks:  # one text: what its beams fed gives way to the best hypothesis
-                    decoder.select([0])
                     decoder.rewind(first)
+                    decoder.select([0])
                     span = [start_id, *best[0][0].span]
                     decoder.feed([span], [[places[0]] * len(span)], [[*range(1, len(span) + 1)]])
     return found

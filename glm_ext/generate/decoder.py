@@ -5,27 +5,12 @@ Shape letters: B texts, N longest Part A, S new tokens, E width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..model import GLM
-
-
-@contextmanager
-def inference(model: GLM) -> Iterator[None]:
-    """Evaluation mode without gradients, and the mode of before at the end."""
-    was_training = model.training
-    if was_training:  # setting the mode walks all modules, so not at every token where it is off
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if was_training:
-            model.train()
 
 
 class Decoder:

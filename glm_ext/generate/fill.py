@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..model import GLM
@@ -78,16 +78,16 @@ def generate(
     mask: str = "[gMASK]",
     **changes: Any,
 ) -> str:
-    """What the model writes after a prompt, or out of nothing.
+    """What the model writes after a prompt, or out of nothing; a space that parts the two comes with it.
 
-    The prompt is plain text. mask: "[gMASK]" for a long continuation, "[sMASK]" for sentences. Settings and
-    errors as in `fill`.
+    The prompt is plain text; its white space at the end is no part of it, see `continued`. mask: "[gMASK]"
+    for a long continuation, "[sMASK]" for sentences. Settings and errors as in `fill`.
     """
     from ..data.cloze import encode_continuation
 
     encoded = encode_continuation(tokenizer, prompt, model.config.max_positions, mask=mask)
     [[span]] = fill_prompts(model, tokenizer, [encoded], None, GenerationConfig.of(config, changes))
-    return tokenizer.decode(span)
+    return tokenizer.decode([*encoded.tokens, *span])[len(tokenizer.decode(encoded.tokens)) :]
 
 
 def stream(
@@ -112,7 +112,20 @@ def stream(
     encoded = encode_continuation(tokenizer, prompt, model.config.max_positions, mask=mask)
     requests = _requests(model, [(encoded.tokens, encoded.mask_positions)], None, settings)
     tokens = write(model, requests, config=settings, **_ids(model, tokenizer))
-    return _pieces(tokenizer, (written.token for written in tokens))
+    return _pieces(tokenizer, encoded.tokens, (written.token for written in tokens))
+
+
+def continued(prompt: str, pieces: Iterable[str]) -> Iterator[str]:
+    """A prompt, then what `generate` or `stream` wrote after it.
+
+    >>> "".join(continued("The cat", [" sat", "."])), "".join(continued("The end.\\n", ["Or not."]))
+    ('The cat sat.', 'The end.\\nOr not.')
+    """
+    text = prompt.rstrip()
+    yield text
+    rest = iter(pieces)
+    yield _spaced(prompt[len(text) :], next(rest, ""))
+    yield from rest
 
 
 def fill_tokens(
@@ -227,21 +240,25 @@ def _ids(model: GLM, tokenizer: GLMTokenizer) -> dict[str, Any]:
 
 
 def _insert(text: str, spans: Sequence[str]) -> Filled:
-    """A blank swallows the white space on its left: it comes back unless the span brings its own."""
     from ..data.special import MASK_TOKENS
 
     remaining = iter(spans)
 
     def replace(blank: re.Match[str]) -> str:
-        span = next(remaining)
-        return span if span[:1].isspace() else blank[1] + span
+        return _spaced(blank[1], next(remaining))
 
     return Filled(re.sub(rf"(\s*)(?:{'|'.join(map(re.escape, MASK_TOKENS))})", replace, text), list(spans))
 
 
-def _pieces(tokenizer: GLMTokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    written: list[int] = []
-    shown = ""
+def _spaced(space: str, span: str) -> str:
+    """A blank swallows the white space on its left: it comes back unless the span brings its own."""
+    return span if span[:1].isspace() else space + span
+
+
+def _pieces(tokenizer: GLMTokenizer, before: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:
+    """The text of tokens as it goes on from those before: some vocabularies know no space at a beginning."""
+    written = list(before)
+    shown = tokenizer.decode(written)
     for token in tokens:
         written.append(token)
         text = tokenizer.decode(written)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..model import GLM
+from ..model import GLM, inference
 from .config import GenerationConfig
-from .decoder import Decoder, inference
+from .decoder import Decoder
 from .filters import Draw, Rules
 
 

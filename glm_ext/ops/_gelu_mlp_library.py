@@ -18,8 +18,6 @@ from glm_ext import _C
 
 Target = int | tuple[int, int]
 
-TILE_ROWS = 128
-
 
 def is_better(x: Tensor) -> bool:
     """By the arithmetic above; no measurement decides yet."""
@@ -28,7 +26,7 @@ def is_better(x: Tensor) -> bool:
 
 def prefers(rows: int, dtype: torch.dtype, capability: int) -> bool:
     """The choice for a card of this major compute capability."""
-    return rows < TILE_ROWS or (dtype != torch.float32 and capability >= 9)
+    return rows < _C.GELU_MLP_TILE_ROWS or (dtype != torch.float32 and capability >= 9)
 
 
 @functools.cache
@@ -77,7 +75,7 @@ def backward(
     grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = grads
     scratch = torch.empty_like(pre) if post is None and grad_w2 is not None else None
     if grad_x is not None or grad_w1 is not None or grad_b1 is not None:
-        grad_pre = torch.mm(grad_y, w2)
+        grad_pre = torch.mm(grad_y, w2, out=torch.empty_like(pre))  # else autocast would choose its dtype
         sums = None
         if grad_b1 is not None:
             sums = pre.new_empty((_C.gelu_mlp_row_tiles(pre.shape[0]), pre.shape[1]), dtype=torch.float32)

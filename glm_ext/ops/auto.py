@@ -19,26 +19,26 @@ from glm_ext.ops._library import autocast_dtype
 
 
 def _choose(
-    name: str, kernel: str | None = None, fits: Callable[[Tensor], bool] = lambda first: True
+    name: str,
+    kernel: str | None = None,
+    fits: Callable[[Tensor, torch.dtype], bool] = lambda first, dtype: True,
 ) -> Callable[..., Any]:
-    fused, plain = getattr(ops, name), getattr(reference, name)
-
     def op(*args: Any, **kwargs: Any) -> Any:
         tensors = [t for t in args if isinstance(t, Tensor) and t.is_floating_point()]
         dtype = tensors[0].dtype
         if dtype != torch.float64:
             dtype = autocast_dtype(tensors[0].device.type) or dtype
         gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        runs = fits(tensors[0]) and has_kernel(kernel or name, dtype, gradient)
-        return (fused if runs else plain)(*args, **kwargs)
+        runs = fits(tensors[0], dtype) and has_kernel(kernel or name, dtype, gradient)
+        return getattr(ops if runs else reference, name)(*args, **kwargs)
 
     op.__name__ = op.__qualname__ = name
     return op
 
 
-def _whole_accesses(query: Tensor) -> bool:
+def _whole_accesses(query: Tensor, dtype: torch.dtype) -> bool:
     """The attention kernels move 16 bytes of a head at a time."""
-    return query.shape[-1] % 8 == 0
+    return query.shape[-1] * dtype.itemsize % 16 == 0
 
 
 dropout_add_layer_norm = _choose("dropout_add_layer_norm")

@@ -43,7 +43,8 @@ def dropout_add_layer_norm(
         weight, bias: ``[E]``.
         eps: added to the variance.
         dropout_p: probability that an element of ``x`` is dropped; kept ones are scaled by
-            ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored.
+            ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored. A
+            recorded CUDA graph replays one mask for ever.
 
     Returns:
         ``(normed, h)``, both ``[..., E]`` in the dtype of ``x``. Statistics are computed in float32

@@ -55,14 +55,16 @@ def embedding_2d(
         token_table: ``[V, E]``, float32, float64, bfloat16 or float16.
         position_table, block_table: ``[P, E]`` and ``[P', E]``, in the dtype of ``token_table``.
         dropout_p: probability that an element of the sum is dropped; kept ones are scaled by
-            ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored.
+            ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored. A
+            recorded CUDA graph replays one mask for ever.
 
     Returns:
         ``[..., E]`` in the dtype of the tables. Sums are taken in float32 (float64 for float64) and
         rounded once. Under autocast tables of different dtypes are promoted to the widest.
 
     Raises:
-        IndexError: an id outside its table, naming the first one.
+        IndexError: an id outside its table, naming the first one, on a CPU. On a GPU, where to look would be
+            to wait for the device, it gives a row of NaN and no gradient.
         TypeError, ValueError: naming the argument, what was expected and what came.
 
     >>> table = torch.tensor([[0.0, 1.0], [2.0, 3.0]])

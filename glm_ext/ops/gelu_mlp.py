@@ -50,7 +50,9 @@ def gelu_mlp(
 
     Returns:
         ``[..., O]`` in the dtype of ``x``. Sums are float32 (float64 for float64); ``[..., F]`` tensors have
-        the dtype of ``x``. Under autocast the op runs in autocast's dtype, as torch's linear does.
+        the dtype of ``x``. On a GPU some products are torch's (few rows; 16 bits from compute capability 9.0
+        on), and summed as ``torch.backends.cuda.matmul`` says. Under autocast the op runs in autocast's
+        dtype, as torch's linear does.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -116,7 +118,7 @@ def _forward(
     if library.is_better(x):
         kept = post.view(hidden) if recompute == "none" else None
         library.forward(
-            rows, w1, _contiguous(b1), w2, b2, scratch.view(hidden), kept, y.view(len(rows), -1),
+            rows, w1, _contiguous(b1), w2, b2, scratch.view(hidden), kept, y.view(len(rows), w2.shape[0]),
             approximate == "tanh", where,
         )  # fmt: skip
         return y, pre, post
@@ -171,7 +173,8 @@ def _backward(
         )  # fmt: skip
         return grads
     grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
-    size = _C.gelu_mlp_backward_workspace(*hidden, w2.shape[0], recompute == "none", x.element_size(), where)
+    has_post = recompute == "none" or grad_w2 is None
+    size = _C.gelu_mlp_backward_workspace(*hidden, w2.shape[0], has_post, x.element_size(), where)
     _C.gelu_mlp_backward(
         _rows(grad_y), rows, w1, w2, pre, post if recompute == "none" else None, grad_pre,
         _workspace(x, size), grad_x, grad_w1, grad_b1, grad_w2, grad_b2, tanh, where,

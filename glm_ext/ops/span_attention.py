@@ -54,7 +54,8 @@ def span_attention(
         prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T]. seq_len: keys at and
         after this are padding; T by default. start: keys before this are padding; 0 by default. dropout_p:
         probability that a softmax weight is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``. The
-            mask is drawn from torch's default generator and never stored.
+            mask is drawn from torch's default generator and never stored. A recorded CUDA graph replays one
+            mask for ever.
         scale: of the scores; ``D ** -0.5`` by default. return_lse: also return the log-sum-exp of the scaled
         scores, ``[B, H, S]`` in float32 (float64 for float64);
             it is differentiable.
@@ -64,7 +65,8 @@ def span_attention(
         joining the heads costs nothing. Rows that see nothing give 0, lse -inf and zero gradients.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what came. On a GPU, where to look
+            at the values of a tensor would be to wait for the device, lengths are clamped instead.
 
     >>> q, k, v = torch.randn(3, 1, 2, 4, 8, dtype=torch.float64)
     >>> out = span_attention(q, k, v, prefix_len=1)
@@ -207,70 +209,31 @@ def _heads_last(x: Tensor) -> Tensor:
 
 
 def _backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_len: Tensor,
-    seq_len: Tensor | None,
-    start: Tensor | None,
-    cu_seqlens: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    seed: Tensor | None,
-    scale: float,
-    dropout_p: float,
+    grad_out: Tensor, grad_lse: Tensor | None, *saved_and_options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _backward_fake(
-        grad_out,
-        grad_lse,
-        query,
-        key,
-        value,
-        prefix_len,
-        seq_len,
-        start,
-        cu_seqlens,
-        out,
-        lse,
-        seed,
-        scale,
-        dropout_p,
-    )
-    write_gradients(
-        grads,
-        grad_out,
-        grad_lse,
-        query,
-        key,
-        value,
-        prefix_len,
-        seq_len,
-        start,
-        cu_seqlens,
-        out,
-        lse,
-        seed,
-        scale,
-        dropout_p,
-    )
+    grads = _backward_fake(grad_out, grad_lse, *saved_and_options)
+    write_gradients(grads, grad_out, grad_lse, *saved_and_options)
     return grads
 
 
 def write_gradients(
     grads: Sequence[Tensor], grad_out: Tensor, grad_lse: Tensor | None, *saved_and_options: Any
 ) -> None:
-    """Fill `grads`, of query, key and value; any strides with unit last stride. The rest as `_backward`."""
+    """Fill `grads`, of query, key and value; unit last stride. The rest as `_backward_fake`."""
     *tensors, seed, scale, dropout_p = saved_and_options  # query to lse
-    if grad_out.stride(-1) != 1:
-        grad_out = grad_out.contiguous()
     query, key, _, prefix_len, _, _, cu_seqlens, *_ = tensors
     where = target("span_attention_backward", query)
     workspace = _workspace(True, query, key, prefix_len, cu_seqlens, where)
+    if grad_out.stride(-1) != 1 or (workspace is not None and not _is_aligned(grad_out)):
+        grad_out = grad_out.clone(memory_format=torch.contiguous_format)
     options = (workspace, scale, dropout_p, seed_value(seed), where)
     arguments = (*tensors, grad_out, grad_lse, *grads, *options)
     _C.span_attention_backward(*arguments)
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether rows begin at multiples of 16 bytes, as the CUDA kernels ask. Strides of one row count too."""
+    return x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
 
 
 def _backward_fake(

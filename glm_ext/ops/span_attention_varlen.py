@@ -45,7 +45,8 @@ def span_attention_varlen(
         gradients.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError, ValueError: naming the argument, what was expected and what came. On a GPU nobody looks at
+            the values of tensors: bounds out of range are clamped, and where they fall a sequence is empty.
 
     >>> import torch
     >>> x = torch.randn(5, 2, 8, dtype=torch.float64)

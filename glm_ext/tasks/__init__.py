@@ -1,19 +1,23 @@
 """What a model can be finetuned for and judged by. A task is made by name: `load_task("rte", tokenizer)`.
 
-Reads in this order: task, records, pattern, choices, cloze, superglue, head; likelihood, language_modelling.
+Reads in this order: task, records, pattern, choices, cloze, superglue, head, seq2seq; likelihood,
+language_modelling.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
+
+from glm_ext.spelling import did_you_mean
 
 from .cloze import Cloze, Description
 from .head import Head
 from .language_modelling import Infill, LastWord, Perplexity
+from .seq2seq import Seq2Seq
 from .superglue import SUPERGLUE
 from .task import Task
 from .wsc import Wsc
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from glm_ext.config import GLMConfig
     from glm_ext.data.tokenizer import GLMTokenizer
 
-__all__ = ["SUPERGLUE", "TASKS", "Cloze", "Description", "Task", "load_task"]
+__all__ = ["SUPERGLUE", "TASKS", "Cloze", "Description", "Seq2Seq", "Task", "load_task"]
 
 # Name -> factory(tokenizer, **options). "cloze" and "head" take a description of your own.
 TASKS: dict[str, Callable[..., Task]] = {
@@ -33,39 +37,54 @@ TASKS: dict[str, Callable[..., Task]] = {
     "last_word": LastWord,
     "perplexity": Perplexity,
     "infill": Infill,
+    "seq2seq": Seq2Seq,
 }
 
 
 def load_task(
     name: str, tokenizer: GLMTokenizer, *, model_config: GLMConfig | None = None, **options: Any
 ) -> Task:
-    """The task of that name. ValueError for a name or an option that there is not.
+    """The task of that name. ValueError for a name or an option that there is not, or of another type.
 
-    model_config: tells a task with layers of its own (`head`) their hidden_size.
+    model_config: of the model that it is for. It tells a task with layers of its own (`head`) their
+    hidden_size, and what the metrics of the task would miss there is an error now (`Task.check`).
 
     >>> load_task("boolk", None)
     Traceback (most recent call last):
     ValueError: task: there is no 'boolk'; did you mean 'boolq'?
     """
     if name not in TASKS:
-        raise ValueError(f"task: there is no {name!r}{_nearest(name, list(TASKS))}")
+        raise ValueError(f"task: there is no {name!r}{_hint(name, TASKS)}")
     factory = TASKS[name]
     _, *parameters = inspect.signature(factory).parameters.values()
-    given = factory.keywords if isinstance(factory, functools.partial) else {}
+    cls, given = (factory.func, factory.keywords) if isinstance(factory, functools.partial) else (factory, {})
     known = [parameter.name for parameter in parameters if parameter.name not in given]
     if model_config is not None and "hidden_size" in known:
         options.setdefault("hidden_size", model_config.hidden_size)
-    # A task that takes any keyword checks its options itself.
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for option in options:
-            if option not in known:
-                raise ValueError(f"{name}: there is no option {option!r}{_nearest(option, known)}")
-        for parameter in parameters:
-            if parameter.default is parameter.empty and parameter.name not in options:
-                raise ValueError(f"{name}: expected the option {parameter.name}")
-    return factory(tokenizer, **options)
+    types = typing.get_type_hints(cls.__init__)
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"{name}: there is no option {option!r}{_hint(option, known)}")
+        _check_type(f"{name}: {option}", types[option], value)
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise ValueError(f"{name}: expected the option {parameter.name}")
+    task = factory(tokenizer, **options)
+    if model_config is not None:
+        task.check(model_config)
+    return task
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _check_type(name: str, hint: Any, value: object) -> None:
+    kinds = typing.get_args(hint) or (hint,)
+    accepted = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(_TYPES.get(kind, kind.__name__) for kind in kinds)
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    return did_you_mean(word, known) or f"; there are {', '.join(known)}"

@@ -6,26 +6,25 @@ the blank, the same for all records (a verbalizer) or each record's own choices.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
+from glm_ext.config import GLMConfig
+from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.extras import require
-from glm_ext.generate.decoder import inference
-from glm_ext.model import GLM
+from glm_ext.model import GLM, inference
+from glm_ext.spelling import did_you_mean
 
 from .choices import Question, choice_log_probs, choice_loss
 from .metrics import METRICS
 from .pattern import count_masks, encode_pattern, parse_pattern, render
 from .records import Fields, examples_of, read_records
-
-if TYPE_CHECKING:
-    from glm_ext.data.tokenizer import GLMTokenizer
+from .task import at_least, batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +68,19 @@ class Description:
         given = [name for name in ("verbalizer", "choices") if getattr(self, name)]
         self._expect(len(given) == 1, "verbalizer, choices", "one of them", given)
         for label, answer in self.verbalizer.items():
+            self._expect(isinstance(label, str), "verbalizer", "labels that are texts", label)
             answered = isinstance(answer, str) and bool(answer.strip())
             self._expect(answered, f"verbalizer[{label}]", "a text", answer)
         for metric in self.metrics:
             self._expect(metric in METRICS, "metrics", f"some of {', '.join(METRICS)}", metric)
+            two = 2 in (len(self.verbalizer), len(self.choices))
+            fits = two or not METRICS[metric].of_two
+            self._expect(fits, "metrics", "one for more than two choices, as f1_macro", metric)
         self._expect(bool(self.metrics), "metrics", "at least one", self.metrics)
+        values = [value for metric in self.metrics for value in METRICS[metric].values]
+        if not self.primary:
+            object.__setattr__(self, "primary", values[0])
+        self._expect(self.primary in values, "primary", f"one of {', '.join(values)}", self.primary)
         in_pattern = {piece.field for piece in parse_pattern(self.pattern)}
         for name in self.shorten:
             self._expect(name in in_pattern, "shorten", "fields of the pattern", name)
@@ -102,8 +109,7 @@ class Description:
             raise ValueError(f"{path}: expected keys and values, got {type(values).__name__}")
         known = [entry.name for entry in fields(cls) if entry.name != "expand"]
         if unknown := [key for key in values if key not in known]:
-            near = difflib.get_close_matches(str(unknown[0]), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            hint = did_you_mean(str(unknown[0]), known) or f"; there are {', '.join(known)}"
             raise ValueError(f"{path}: there is no key {unknown[0]!r}{hint}")
         if "pattern" not in values:
             raise ValueError(f"{path}: expected a pattern")
@@ -148,19 +154,20 @@ class Cloze:
         """max_length: of Part A. length_penalty: see `choice_log_probs`. A path is a description's file."""
         if not isinstance(description, Description):
             description = Description.load(description)
-        if max_length < 8:
-            raise ValueError(f"max_length: expected 8 or more, got {max_length}")
-        if eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size: expected 1 or more, got {eval_batch_size}")
+        at_least(8, max_length=max_length)
+        at_least(1, eval_batch_size=eval_batch_size)
         self.tokenizer, self.description = tokenizer, description
         self.max_length, self.length_penalty = max_length, length_penalty
         self.eval_batch_size = eval_batch_size
         self.name = description.name
-        self.primary = description.primary or {"answer_sets": "f1a", "spans": "f1"}.get(
-            description.metrics[0], description.metrics[0]
-        )
+        self.primary = description.primary
         self._pieces = parse_pattern(description.pattern)
-        self._masks = {tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id}
+        self._check_verbalizer()
+
+    def check(self, config: GLMConfig) -> None:
+        for metric in self.description.metrics:
+            if package := METRICS[metric].package:
+                require(package, extra="eval", purpose=metric)
 
     def examples(self, path: Path) -> list[Question]:
         expand = self.description.expand or (lambda record: [record])
@@ -176,11 +183,10 @@ class Cloze:
             shorten=self.description.shorten,
         )
         texts = self._choices(record)
-        # A blank swallows the white space on its left, so what fills it brings its own.
         return Question(
             context=context,
-            place=next(place for place, token in enumerate(context) if token in self._masks),
-            choices=[self.tokenizer.encode(f" {text}") for text in texts],
+            place=self._place(context),
+            choices=self._encode(texts),
             gold=self._gold(record, len(texts)),
             texts=texts,
             group=str(record.get(self.description.group, "")),
@@ -203,8 +209,7 @@ class Cloze:
         """The number of each question's likeliest choice."""
         predictions: list[int] = []
         with inference(model):
-            for first in range(0, len(examples), self.eval_batch_size):
-                batch = examples[first : first + self.eval_batch_size]
+            for batch in batches(examples, self.eval_batch_size):
                 predictions += self.log_probs(model, batch).argmax(1).tolist()
         return predictions
 
@@ -215,8 +220,11 @@ class Cloze:
         predictions = self.predict(model, examples)
         values: dict[str, float] = {}
         for metric in self.description.metrics:
-            values |= METRICS[metric](examples, predictions)
+            values |= METRICS[metric].score(examples, predictions)
         return values
+
+    def _place(self, context: Sequence[int]) -> int:
+        return next(place for place, token in enumerate(context) if token in self.tokenizer.mask_ids)
 
     def _choices(self, record: Fields) -> list[str]:
         description = self.description
@@ -232,7 +240,23 @@ class Cloze:
             texts = [render(pattern, record).strip() for pattern in description.choices]
         if not texts or not all(texts):
             raise ValueError(f"choices: expected at least one and none empty, got {texts!r}")
+        if len(set(texts)) < len(texts):
+            raise ValueError(f"choices: expected different ones, got {texts!r}")
         return texts
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """A blank swallows the white space on its left, so what fills it brings its own."""
+        return [self.tokenizer.encode(f" {text}") for text in texts]
+
+    def _check_verbalizer(self) -> None:
+        """ValueError for answers that the vocabulary lacks or cannot tell apart."""
+        texts = list(self.description.verbalizer.values())
+        answers = self._encode(texts)
+        for text, tokens in zip(texts, answers, strict=True):
+            if self.tokenizer.ids.unk in tokens:
+                raise ValueError(f"{self.name}: verbalizer: {text!r} is not in the vocabulary")
+        if len({tuple(tokens) for tokens in answers}) < len(answers):
+            raise ValueError(f"{self.name}: verbalizer: expected different answers, got {texts}")
 
     def _gold(self, record: Fields, count: int) -> frozenset[int]:
         name = self.description.label

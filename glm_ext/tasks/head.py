@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from glm_ext.data.special import SPECIAL_TOKENS
+from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.model import GLM
 
 from .choices import Question
 from .cloze import Cloze, Description
-from .pattern import Piece, encode_pattern, parse_pattern
-from .records import Fields
+from .pattern import Piece, parse_pattern
 from .superglue import SUPERGLUE
-
-if TYPE_CHECKING:
-    from glm_ext.data.tokenizer import GLMTokenizer
 
 
 class ClassificationHead(nn.Module):
@@ -75,23 +71,15 @@ class Head(Cloze):
         parts = [(Piece(SPECIAL_TOKENS["sep"]), Piece("", piece.field, piece.form)) for piece in fields]
         self._pieces = [piece for pair in parts for piece in pair][1:]
 
-    def question(self, record: Fields) -> Question:
-        context = encode_pattern(
-            self.tokenizer,
-            self._pieces,
-            record,
-            max_length=self.max_length,
-            shorten=self.description.shorten,
-        )
-        labels = list(self.description.verbalizer.values())
-        return Question(
-            context=context,
-            place=0,
-            choices=[[label] for label in range(len(labels))],
-            gold=self._gold(record, len(labels)),
-            texts=labels,
-            group=str(record.get(self.description.group, "")),
-        )
+    def _place(self, context: Sequence[int]) -> int:
+        return 0  # no blank: [CLS] is read
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """A head says no words: an answer is the number of its label."""
+        return [[label] for label in range(len(texts))]
+
+    def _check_verbalizer(self) -> None:
+        """So any words will do."""
 
     def log_probs(self, model: GLM, examples: Sequence[Question]) -> Tensor:
         """Of every label [Q, K], by the head."""

@@ -8,21 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glm_ext.data.blocks import Example, make_blocks
 from glm_ext.data.cloze import Prompt
 from glm_ext.data.spans import Spans
+from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
 
 from .likelihood import Likelihood, continuation, mask_field
-from .records import Fields, Record, examples_of, read_records
-
-if TYPE_CHECKING:
-    from glm_ext.data.tokenizer import GLMTokenizer
+from .records import Fields, Record, examples_of, read_records, read_text
+from .task import at_least, batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +51,7 @@ class LastWord(Likelihood):
     ) -> None:
         """max_length: tokens of the context; of longer ones the end is kept."""
         super().__init__(tokenizer, eval_batch_size)
+        at_least(1, max_length=max_length)
         self.unidirectional, self.mask, self.max_length = unidirectional, mask_field(mask), max_length
 
     def examples(self, path: Path) -> list[Passage]:
@@ -72,9 +71,8 @@ class LastWord(Likelihood):
         yield Passage(blocks=blocks, words=1)
 
     def metrics(self, model: GLM, examples: Sequence[Passage]) -> dict[str, float]:
-        right = self.all_likeliest(model, examples)
-        nll = sum(self.nll(model, examples)) / len(examples)
-        return {"accuracy": 100 * sum(right) / len(right), "log_likelihood": -nll}
+        costs, right = zip(*self.nll_and_hits(model, examples), strict=True)
+        return {"accuracy": 100 * sum(right) / len(right), "log_likelihood": -sum(costs) / len(costs)}
 
 
 class Perplexity(Likelihood):
@@ -104,8 +102,8 @@ class Perplexity(Likelihood):
         self.unidirectional, self.mask = unidirectional, mask_field(mask)
 
     def examples(self, path: Path) -> list[Passage]:
-        if path.suffix == ".txt":
-            records = [Record(1, {"text": path.read_text("utf-8")})]
+        if path.suffix.lower() == ".txt":
+            records = [Record(1, {"text": read_text(path)})]
         else:
             records = read_records(path)
         return examples_of(path, records, self._examples)
@@ -168,6 +166,7 @@ class Infill(Likelihood):
     ) -> None:
         """max_length: tokens of a text; of longer ones the beginning is kept."""
         super().__init__(tokenizer, eval_batch_size)
+        at_least(1, max_length=max_length)
         if not 0.0 < ratio <= 1.0:
             raise ValueError(f"ratio: expected 0 < ratio <= 1, got {ratio}")
         self.ratio, self.seed, self.max_length = ratio, seed, max_length
@@ -207,7 +206,7 @@ class Infill(Likelihood):
         )
         part_a = blocks.tokens[: blocks.prefix_len].tolist()
         places = [place for place, token in enumerate(part_a) if token == ids.mask]
-        yield Gaps(blocks=blocks, prompt=Prompt(part_a, places, [ids.mask] * len(places)), answers=answers)
+        yield Gaps(blocks=blocks, prompt=Prompt(part_a, places), answers=answers)
 
     def metrics(self, model: GLM, examples: Sequence[Gaps]) -> dict[str, float]:
         per_target = sum(self.nll(model, examples)) / sum(
@@ -218,8 +217,7 @@ class Infill(Likelihood):
             max_length=min(longest + 1, model.config.max_positions - 1), max_blanks=self.max_length
         )
         right = []
-        for first in range(0, len(examples), self.eval_batch_size):
-            batch = examples[first : first + self.eval_batch_size]
+        for batch in batches(examples, self.eval_batch_size):
             prompts = [example.prompt for example in batch]
             written = fill_prompts(model, self.tokenizer, prompts, None, config)
             for example, spans in zip(batch, written, strict=True):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from glm_ext.batch import Batch
+from glm_ext.config import GLMConfig
 from glm_ext.data.blocks import Example
 from glm_ext.data.collate import collate
 from glm_ext.data.special import SPECIAL_TOKENS
-from glm_ext.generate.decoder import inference
-from glm_ext.model import GLM
+from glm_ext.data.tokenizer import GLMTokenizer
+from glm_ext.model import GLM, inference
 
-if TYPE_CHECKING:
-    from glm_ext.data.tokenizer import GLMTokenizer
+from .task import at_least, batches
 
 
 class HasBlocks(Protocol):
@@ -32,50 +33,75 @@ class Likelihood:
     module: nn.Module | None = None
 
     def __init__(self, tokenizer: GLMTokenizer, eval_batch_size: int) -> None:
-        if eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size: expected 1 or more, got {eval_batch_size}")
+        at_least(1, eval_batch_size=eval_batch_size)
         self.tokenizer, self.eval_batch_size = tokenizer, eval_batch_size
 
+    def check(self, config: GLMConfig) -> None:
+        """Any model will do."""
+
     def loss(self, model: GLM, examples: Sequence[HasBlocks]) -> Tensor:
-        counts = [float(example.blocks.loss_mask.sum()) for example in examples]
-        nll = self._nll(model, examples)
-        return (nll / torch.tensor(counts, device=nll.device)).mean()
+        batch, hidden = self._hidden(model, examples)
+        return (self._nll(model, batch, hidden) / batch.loss_mask.sum(1)).mean()
 
     def nll(self, model: GLM, examples: Sequence[HasBlocks]) -> list[float]:
         """-log p of each example's targets together, in nats, without gradient."""
         costs: list[float] = []
         with inference(model):
-            for batch in self._batches(examples):
-                costs += self._nll(model, batch).tolist()
+            for part in batches(examples, self.eval_batch_size):
+                costs += self._nll(model, *self._hidden(model, part)).tolist()
         return costs
 
-    def all_likeliest(self, model: GLM, examples: Sequence[HasBlocks]) -> list[bool]:
-        """Whether every target of an example is the likeliest token where it stands."""
-        right: list[bool] = []
+    def nll_and_hits(self, model: GLM, examples: Sequence[HasBlocks]) -> list[tuple[float, bool]]:
+        """`nll`, and whether every target of an example is the likeliest token where it stands."""
+        found: list[tuple[float, bool]] = []
         with inference(model):
-            for part in self._batches(examples):
-                batch = collate([example.blocks for example in part], self.tokenizer.pad_id)
-                batch = batch.to(model.word_embeddings.weight.device)
-                hidden = model.hidden(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+            for part in batches(examples, self.eval_batch_size):
+                batch, hidden = self._hidden(model, part)
                 targets = batch.loss_mask > 0
                 hits = torch.ones_like(targets)
                 hits[targets] = model.logits(hidden[targets]).argmax(1) == batch.targets[targets]
-                right += hits.all(1).tolist()
-        return right
+                costs = self._nll(model, batch, hidden).tolist()
+                found += zip(costs, hits.all(1).tolist(), strict=True)
+        return found
 
-    def _nll(self, model: GLM, examples: Sequence[HasBlocks]) -> Tensor:
-        """[B]: summed over targets."""
+    def _hidden(self, model: GLM, examples: Sequence[HasBlocks]) -> tuple[Batch, Tensor]:
         batch = collate([example.blocks for example in examples], self.tokenizer.pad_id)
         batch = batch.to(model.word_embeddings.weight.device)
-        hidden = model.hidden(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+        return batch, model.hidden(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+
+    def _nll(self, model: GLM, batch: Batch, hidden: Tensor) -> Tensor:
+        """[B]: summed over targets."""
         nll: Tensor = model.transformer.ops.linear_cross_entropy(
             hidden, model.word_embeddings.weight, batch.targets, batch.loss_mask, reduction="none"
         )
         return nll.float().sum(1)
 
-    def _batches(self, examples: Sequence[HasBlocks]) -> list[Sequence[HasBlocks]]:
-        size = self.eval_batch_size
-        return [examples[first : first + size] for first in range(0, len(examples), size)]
+
+def one_blank(
+    tokenizer: GLMTokenizer,
+    part_a: Sequence[int],
+    place: int,
+    written: Sequence[int],
+    *,
+    scored: int | None = None,
+) -> Example:
+    """Part A, then what is written into its blank at `place`, of which the last `scored` are targets.
+
+    Part A | <sop> written, whose last token is a target and no input (scored None: all are targets)
+    """
+    a, b = len(part_a), len(written)
+    positions = np.zeros((2, a + b), dtype=np.int64)
+    positions[0] = [*range(a), *[place] * b]
+    positions[1, a:] = range(1, b + 1)
+    loss_mask = np.zeros(a + b, dtype=np.float32)
+    loss_mask[a + b - (b if scored is None else scored) :] = 1.0
+    return Example(
+        tokens=np.array([*part_a, tokenizer.sop_id, *written[:-1]], dtype=np.int64),
+        targets=np.array([*part_a, *written], dtype=np.int64),
+        positions=positions,
+        loss_mask=loss_mask,
+        prefix_len=a,
+    )
 
 
 def continuation(
@@ -90,8 +116,6 @@ def continuation(
 
     Both ways:      [CLS] context [mask] (eos, but not after gMASK) | <sop> answer
     One way:        [CLS] [mask] | <sop> context answer                 where only the answer is scored
-
-    The last token of the answer is a target and no input.
     """
     ids = tokenizer.ids
     part_a = [ids.cls, *([] if unidirectional else context), getattr(ids, mask)]
@@ -99,19 +123,7 @@ def continuation(
     if mask != "gmask" and not unidirectional:
         part_a.append(ids.eos)
     written = [*(context if unidirectional else []), *answer]
-    a, b = len(part_a), len(written)
-    positions = np.zeros((2, a + b), dtype=np.int64)
-    positions[0] = [*range(a), *[place] * b]
-    positions[1, a:] = range(1, b + 1)
-    loss_mask = np.zeros(a + b, dtype=np.float32)
-    loss_mask[a + b - len(answer) :] = 1.0
-    return Example(
-        tokens=np.array([*part_a, ids.sop, *written[:-1]], dtype=np.int64),
-        targets=np.array([*part_a, *written], dtype=np.int64),
-        positions=positions,
-        loss_mask=loss_mask,
-        prefix_len=a,
-    )
+    return one_blank(tokenizer, part_a, place, written, scored=len(answer))
 
 
 def mask_field(name: str) -> str:

@@ -6,13 +6,20 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from glm_ext.extras import require
 
 from .choices import Question
 
-Metric = Callable[[Sequence[Question], Sequence[int]], dict[str, float]]
+
+class Metric(NamedTuple):
+    """What judges predictions, and what is to be known of it before there are any."""
+
+    score: Callable[[Sequence[Question], Sequence[int]], dict[str, float]]
+    values: tuple[str, ...]  # names of what it gives, the one that decides first
+    package: str = ""  # of the extra "eval", that it needs
+    of_two: bool = False  # choices 0 and 1, and no other
 
 
 def accuracy(questions: Sequence[Question], predictions: Sequence[int]) -> dict[str, float]:
@@ -57,8 +64,14 @@ def spans(questions: Sequence[Question], predictions: Sequence[int]) -> dict[str
     return {"f1": 100 * sum(overlap) / len(overlap), "em": 100 * sum(exact) / len(exact)}
 
 
-METRICS: dict[str, Metric] = {
-    metric.__name__: metric for metric in (accuracy, f1, f1_macro, matthews, answer_sets, spans)
+_SKLEARN = "sklearn.metrics"
+METRICS = {
+    "accuracy": Metric(accuracy, ("accuracy",)),
+    "f1": Metric(f1, ("f1",), _SKLEARN, of_two=True),
+    "f1_macro": Metric(f1_macro, ("f1_macro",), _SKLEARN),
+    "matthews": Metric(matthews, ("matthews",), _SKLEARN),
+    "answer_sets": Metric(answer_sets, ("f1a", "em"), _SKLEARN, of_two=True),
+    "spans": Metric(spans, ("f1", "em")),
 }
 
 
@@ -72,7 +85,7 @@ def _gold(questions: Sequence[Question]) -> list[int]:
 
 
 def _sklearn() -> Any:
-    return require("sklearn.metrics", extra="eval")
+    return require(_SKLEARN, extra="eval")
 
 
 def _words(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,15 +27,20 @@ def read_records(path: Path) -> list[Record]:
     ValueError names file and line of what is neither; so does a file without records.
     """
     separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 (byte {error.start})") from None
+    text = read_text(path)
     records = list(_json_lines(path, text) if separator is None else _table(path, text, separator))
     if not records:
         raise ValueError(f"{path}: expected at least one example, found none")
     return records
+
+
+def read_text(path: Path) -> str:
+    """The text of a file without its byte order mark; ValueError names file and line of what is not UTF-8."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 (byte {error.start})") from None
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Record]:
@@ -51,7 +57,7 @@ def _json_lines(path: Path, text: str) -> Iterator[Record]:
 
 
 def _table(path: Path, text: str, separator: str) -> Iterator[Record]:
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     first = 2  # line 1 is the header
     try:
         for fields in reader:

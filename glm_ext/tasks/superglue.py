@@ -1,6 +1,7 @@
 """The eight SuperGLUE tasks as descriptions, reading the benchmark's own JSON lines.
 
-Patterns are the first of each task in the public implementation.
+Patterns follow the first of each task in the public implementation, but for white space and marks beside the
+quotes and fields.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _YES_NO = {"false": "No", "true": "Yes"}
 
 
 def _copa(record: Fields) -> Iterator[Fields]:
-    joint = {"cause": "because", "effect": "so"}
+    joint = {"cause": " because", "effect": ", so"}
     if record.get("question") not in joint:
         raise ValueError(f"question: expected cause or effect, got {record.get('question')!r}")
     yield record | {"joint": joint[record["question"]]}
@@ -24,7 +25,7 @@ def _multirc(record: Fields) -> Iterator[Fields]:
     passage = _dict(record, "passage")
     for question in _list(passage, "questions"):
         for answer in _list(question, "answers"):
-            label = {"label": bool(answer["label"])} if "label" in answer else {}
+            label = {"label": _truth(answer, "label")} if "label" in answer else {}
             yield {
                 "passage": passage.get("text", ""),
                 "question": question.get("question", ""),
@@ -36,13 +37,17 @@ def _multirc(record: Fields) -> Iterator[Fields]:
 
 def _record(record: Fields) -> Iterator[Fields]:
     passage = _dict(record, "passage")
-    text = passage.get("text", "")
-    entities = sorted({text[span["start"] : span["end"] + 1] for span in _list(passage, "entities")})
+    text = _text(passage, "text")
+    entities = sorted(
+        {text[_place(span, "start") : _place(span, "end") + 1] for span in _list(passage, "entities")}
+    )
     for question in _list(record, "qas"):
-        if "@placeholder" not in question.get("query", ""):
-            raise ValueError(f"query: expected @placeholder in it, got {question.get('query')!r}")
-        before, after = question["query"].split("@placeholder", 1)
-        answers = {answer["text"] for answer in question.get("answers", [])}
+        query = _text(question, "query")
+        if "@placeholder" not in query:
+            raise ValueError(f"query: expected @placeholder in it, got {query!r}")
+        before, after = query.split("@placeholder", 1)
+        answered = bool(question.get("answers"))
+        answers = {_text(answer, "text") for answer in _list(question, "answers")} if answered else set()
         gold = [number for number, entity in enumerate(entities) if entity in answers]
         yield {
             "passage": text.replace("\n@highlight\n", "\n- "),
@@ -50,7 +55,7 @@ def _record(record: Fields) -> Iterator[Fields]:
             # A word that follows the blank at once, as in @placeholder's, stays attached.
             "after": after.rstrip(),
             "entities": entities,
-            **({"label": gold} if "answers" in question else {}),
+            **({"label": gold} if answered else {}),
         }
 
 
@@ -65,6 +70,30 @@ def _list(record: Fields, name: str) -> list[Fields]:
     value = record.get(name)
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name}: expected a list that is not empty, got {value!r}")
+    for entry in value:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{name}: expected a list of objects, got {entry!r} in it")
+    return value
+
+
+def _text(record: Fields, name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected a text, got {value!r}")
+    return value
+
+
+def _truth(record: Fields, name: str) -> bool:
+    value = record[name]
+    if value not in (0, 1):
+        raise ValueError(f"{name}: expected 0 or 1, got {value!r}")
+    return bool(value)
+
+
+def _place(record: Fields, name: str) -> int:
+    value = record[name]
+    if not isinstance(value, int):
+        raise ValueError(f"{name}: expected a place in the text, got {value!r}")
     return value
 
 
@@ -81,13 +110,14 @@ SUPERGLUE = {
             name="cb",
             pattern='"{hypothesis:bare}"? [MASK], "{premise}"',
             verbalizer={"contradiction": "No", "entailment": "Yes", "neutral": "Maybe"},
-            shorten=["premise"],
+            shorten=["hypothesis", "premise"],
             metrics=["accuracy", "f1_macro"],
         ),
         Description(
             name="copa",
-            pattern='"{choice1:clause}" or "{choice2:clause}"? {premise:bare} {joint} [MASK].',
+            pattern='"{choice1:clause}" or "{choice2:clause}"? {premise:bare}{joint:raw} [MASK].',
             choices=["{choice1:clause}", "{choice2:clause}"],
+            shorten=["premise"],
             expand=_copa,
         ),
         Description(
@@ -111,12 +141,13 @@ SUPERGLUE = {
             name="rte",
             pattern='"{hypothesis:bare}"? [MASK], "{premise}"',
             verbalizer={"not_entailment": "No", "entailment": "Yes"},
-            shorten=["premise"],
+            shorten=["hypothesis", "premise"],
         ),
         Description(
             name="wic",
             pattern='"{sentence1}" / "{sentence2}" Similar sense of "{word}"? [MASK].',
             verbalizer=_YES_NO,
+            shorten=["sentence1", "sentence2"],
         ),
     )
 }

@@ -3,6 +3,7 @@
     model.safetensors       parameters, under the public GLM names
     config.json             GLMConfig
     tokenizer.json          tokenizer of the run, where it has one
+    head.safetensors        parameters that a task adds to the model, where it does
     optimizer.safetensors   moments and step count of each parameter
     rng.safetensors         state of torch's default generator, from which dropout draws its seeds
     state.json              step and counters
@@ -14,7 +15,6 @@ the earlier ones as they were. Each read compares the files with the manifest fi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +26,8 @@ from typing import Any
 
 from torch import Tensor
 
-from glm_ext.train.extras import require
+from glm_ext.data.files import file_sha256
+from glm_ext.extras import require
 
 
 class CheckpointError(RuntimeError):
@@ -43,6 +44,11 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     rng: Tensor
     state: Mapping[str, Any]
+    head: Mapping[str, Tensor] | None = None
+
+
+# What every checkpoint has; tokenizer.json and head.safetensors are there where the run has them.
+_REQUIRED = ("model.safetensors", "config.json", "optimizer.safetensors", "rng.safetensors", "state.json")
 
 
 def save_checkpoint(run: Path, step: int, checkpoint: Checkpoint, *, keep_last: int) -> Path:
@@ -98,13 +104,13 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None: every file is there with its size and its SHA-256."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if not manifest:
-            return "manifest.json lists nothing"
+        if missing := [name for name in _REQUIRED if name not in manifest]:
+            return f"manifest.json does not list {', '.join(missing)}"
         for name, wanted in manifest.items():
             size = (path / name).stat().st_size
             if size != wanted["size"]:
                 return f"{name} has {size} bytes, expected {wanted['size']}"
-            if _digest(path / name) != wanted["sha256"]:
+            if file_sha256(path / name) != wanted["sha256"]:
                 return f"{name} was altered (its SHA-256 differs from the manifest's)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -127,12 +133,15 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     write_tensors("model.safetensors", checkpoint.model)
     write_tensors("optimizer.safetensors", checkpoint.optimizer)
     write_tensors("rng.safetensors", {"torch": checkpoint.rng})
+    if checkpoint.head is not None:
+        write_tensors("head.safetensors", checkpoint.head)
     write_text("config.json", json.dumps(checkpoint.config, indent=2))
     write_text("state.json", json.dumps(checkpoint.state, indent=2))
     if checkpoint.tokenizer is not None:
         write_text("tokenizer.json", checkpoint.tokenizer)
     manifest = {
-        path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
     }
     write_text("manifest.json", json.dumps(manifest, indent=2))
     for path in [*folder.iterdir(), folder]:
@@ -141,7 +150,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _read(folder: Path) -> Checkpoint:
     load_file = require("safetensors.torch", extra="train").load_file
-    tokenizer = folder / "tokenizer.json"
+    tokenizer, head = folder / "tokenizer.json", folder / "head.safetensors"
     return Checkpoint(
         model=load_file(folder / "model.safetensors"),
         config=json.loads((folder / "config.json").read_text(encoding="utf-8")),
@@ -149,20 +158,13 @@ def _read(folder: Path) -> Checkpoint:
         optimizer=load_file(folder / "optimizer.safetensors"),
         rng=load_file(folder / "rng.safetensors")["torch"],
         state=json.loads((folder / "state.json").read_text(encoding="utf-8")),
+        head=load_file(head) if head.exists() else None,
     )
 
 
 def _newest_first(run: Path) -> list[Path]:
     numbered = [(int(p.name[5:]), p) for p in run.glob("step-*") if p.name[5:].isdecimal()]
     return [path for _, path in sorted(numbered, reverse=True)]
-
-
-def _digest(path: Path) -> str:
-    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

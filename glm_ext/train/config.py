@@ -11,27 +11,9 @@ import torch
 
 from glm_ext.config import PRESETS, GLMConfig
 from glm_ext.data.objectives import DocumentSettings, Mixture, standard_objectives
+from glm_ext.spelling import did_you_mean
 from glm_ext.train.schedule import SCHEDULES
-from glm_ext.train.settings import (
-    ConfigError,
-    Settings,
-    config_errors,
-    did_you_mean,
-    expect_one_of,
-)
-from glm_ext.train.settings import expect as _expect
-from glm_ext.train.settings import setting as _setting
-
-__all__ = [
-    "ConfigError",
-    "DataConfig",
-    "ModelConfig",
-    "ObjectivesConfig",
-    "OptimConfig",
-    "TrainConfig",
-    "config_errors",
-    "did_you_mean",
-]
+from glm_ext.train.settings import ConfigError, Settings, expect, expect_one_of, setting
 
 PRECISIONS = ("float32", "bf16", "fp16")
 
@@ -40,7 +22,7 @@ PRECISIONS = ("float32", "bf16", "fp16")
 class ModelConfig:
     """Which GLM: a preset, and the GLMConfig fields in which the run differs from it."""
 
-    preset: str = _setting("tiny", "name of a GLMConfig preset")
+    preset: str = setting("tiny", "name of a GLMConfig preset")
     overrides: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "GLMConfig fields, as in --model.overrides.num_layers 6"}
     )
@@ -54,7 +36,7 @@ class ModelConfig:
                 near = did_you_mean(name, known)
                 raise ConfigError(f"model.overrides: GLMConfig has no field {name!r}{near}")
             accepted = (float, int) if known[name] is float else known[name]
-            _expect(isinstance(value, accepted), f"model.overrides.{name}", known[name].__name__, value)
+            expect(isinstance(value, accepted), f"model.overrides.{name}", known[name].__name__, value)
 
     def build(self, vocab_size: int) -> GLMConfig:
         """The GLMConfig for a tokenizer whose ids, padding rows included, are below vocab_size."""
@@ -63,7 +45,7 @@ class ModelConfig:
         except ValueError as error:
             raise ConfigError(f"model.overrides: {error}") from error
         needed = f"at least {vocab_size}, which the tokenizer needs"
-        _expect(config.vocab_size >= vocab_size, "model.overrides.vocab_size", needed, config.vocab_size)
+        expect(config.vocab_size >= vocab_size, "model.overrides.vocab_size", needed, config.vocab_size)
         return config
 
 
@@ -71,23 +53,23 @@ class ModelConfig:
 class ObjectivesConfig:
     """What examples are trained on: how often each objective is drawn, relative to the others."""
 
-    token: float = _setting(1.0, "weight of short spans, 15 percent of the text")
-    document: float = _setting(0.0, "weight of one long span, half of the text or more")
-    sentence: float = _setting(0.0, "weight of whole sentences, 15 percent of the text")
-    single: float = _setting(0.0, "weight of one short span alone")
-    per_batch: bool = _setting(False, "one draw for a whole micro batch, as in the public implementation")
-    infill: float = _setting(0.5, "probability that text follows the span of a document example")
-    short: float = _setting(0.0, "probability that an example is made of a piece of its text")
-    block_mask: float = _setting(0.0, "probability that an input of a short span is hidden by [dBLOCK]")
+    token: float = setting(1.0, "weight of short spans, 15 percent of the text")
+    document: float = setting(0.0, "weight of one long span, half of the text or more")
+    sentence: float = setting(0.0, "weight of whole sentences, 15 percent of the text")
+    single: float = setting(0.0, "weight of one short span alone")
+    per_batch: bool = setting(False, "one draw for a whole micro batch, as in the public implementation")
+    infill: float = setting(0.5, "probability that text follows the span of a document example")
+    short: float = setting(0.0, "probability that an example is made of a piece of its text")
+    block_mask: float = setting(0.0, "probability that an input of a short span is hidden by [dBLOCK]")
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in ("token", "document", "sentence", "single")}
         for name, weight in weights.items():
-            _expect(0 <= weight < float("inf"), f"data.objectives.{name}", "0 or more", weight)
-        _expect(any(weights.values()), "data.objectives", "a weight above 0", weights)
+            expect(0 <= weight < float("inf"), f"data.objectives.{name}", "0 or more", weight)
+        expect(any(weights.values()), "data.objectives", "a weight above 0", weights)
         for name in ("infill", "short", "block_mask"):
             value = getattr(self, name)
-            _expect(0 <= value <= 1, f"data.objectives.{name}", "a probability in [0, 1]", value)
+            expect(0 <= value <= 1, f"data.objectives.{name}", "a probability in [0, 1]", value)
 
     def build(self, pieces: Sequence[bytes]) -> Mixture:
         """The mixture for a tokenizer whose ids stand for these bytes."""
@@ -105,26 +87,26 @@ class ObjectivesConfig:
 class DataConfig:
     """Which text, and how it is cut into examples."""
 
-    path: str | None = _setting(
+    path: str | None = setting(
         None, "token store of glm-ext prepare; or a file or folder of text; null: the text inside Python"
     )
-    vocab_size: int = _setting(4096, "size of the BPE vocabulary trained on the text; a store has its own")
-    seq_length: int = _setting(128, "text tokens of an example, before spans are cut out")
-    held_out: float = _setting(0.05, "part of the documents that is never trained on")
-    packing: bool = _setting(False, "batches without padding: whole examples end to end, to a token budget")
-    token_budget: int | None = _setting(None, "tokens of a packed micro batch; null: batch_size x seq_length")
-    join_documents: bool | None = _setting(
+    vocab_size: int = setting(4096, "size of the BPE vocabulary trained on the text; a store has its own")
+    seq_length: int = setting(128, "text tokens of an example, before spans are cut out")
+    held_out: float = setting(0.05, "part of the documents that is never trained on")
+    packing: bool = setting(False, "batches without padding: whole examples end to end, to a token budget")
+    token_budget: int | None = setting(None, "tokens of a packed micro batch; null: batch_size x seq_length")
+    join_documents: bool | None = setting(
         None, "documents that share an example see each other; null: only where nothing is packed"
     )
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
 
     def __post_init__(self) -> None:
-        _expect(self.seq_length >= 8, "data.seq_length", "at least 8", self.seq_length)
-        _expect(0 < self.held_out < 1, "data.held_out", "a part between 0 and 1", self.held_out)
+        expect(self.seq_length >= 8, "data.seq_length", "at least 8", self.seq_length)
+        expect(0 < self.held_out < 1, "data.held_out", "a part between 0 and 1", self.held_out)
         if self.token_budget is not None:
-            _expect(self.packing, "data.token_budget", "null without data.packing", self.token_budget)
+            expect(self.packing, "data.token_budget", "null without data.packing", self.token_budget)
             least = f"at least data.seq_length, {self.seq_length}"
-            _expect(self.token_budget >= self.seq_length, "data.token_budget", least, self.token_budget)
+            expect(self.token_budget >= self.seq_length, "data.token_budget", least, self.token_budget)
 
     def budget(self, batch_size: int) -> int | None:
         """Tokens of a packed micro batch; None where batches are padded."""
@@ -140,37 +122,37 @@ class DataConfig:
 class OptimConfig:
     """AdamW and its learning rate; the defaults are those of the public GLM recipes."""
 
-    lr: float = _setting(1e-3, "peak learning rate")
-    betas: tuple[float, float] = _setting((0.9, 0.98), "decay of the two moment estimates")
-    eps: float = _setting(1e-6, "added to the root of the second moment")
-    weight_decay: float = _setting(0.1, "decoupled weight decay; none on biases and LayerNorm")
-    schedule: str = _setting("cosine", "how the rate falls from its peak: cosine, linear or wsd")
-    warmup: float = _setting(0.05, "part of the steps in which the rate rises from 0 to its peak")
-    decay: float = _setting(0.1, "part of the steps in which wsd falls, after staying at the peak")
-    min_lr_ratio: float = _setting(0.05, "rate at the end of the schedule, relative to the peak")
-    clip: float = _setting(1.0, "largest norm of the whole gradient")
+    lr: float = setting(1e-3, "peak learning rate")
+    betas: tuple[float, float] = setting((0.9, 0.98), "decay of the two moment estimates")
+    eps: float = setting(1e-6, "added to the root of the second moment")
+    weight_decay: float = setting(0.1, "decoupled weight decay; none on biases and LayerNorm")
+    schedule: str = setting("cosine", "how the rate falls from its peak: cosine, linear or wsd")
+    warmup: float = setting(0.05, "part of the steps in which the rate rises from 0 to its peak")
+    decay: float = setting(0.1, "part of the steps in which wsd falls, after staying at the peak")
+    min_lr_ratio: float = setting(0.05, "rate at the end of the schedule, relative to the peak")
+    clip: float = setting(1.0, "largest norm of the whole gradient")
 
     def __post_init__(self) -> None:
-        _expect(self.lr > 0, "optim.lr", "more than 0", self.lr)
-        _expect(
+        expect(self.lr > 0, "optim.lr", "more than 0", self.lr)
+        expect(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "optim.betas",
             "two in [0, 1)",
             self.betas,
         )
-        _expect(self.eps > 0, "optim.eps", "more than 0", self.eps)
-        _expect(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
+        expect(self.eps > 0, "optim.eps", "more than 0", self.eps)
+        expect(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
         expect_one_of(SCHEDULES, "optim.schedule", self.schedule)
-        _expect(0 <= self.warmup < 1, "optim.warmup", "a part in [0, 1)", self.warmup)
-        _expect(0 < self.decay <= 1, "optim.decay", "a part in (0, 1]", self.decay)
-        _expect(
+        expect(0 <= self.warmup < 1, "optim.warmup", "a part in [0, 1)", self.warmup)
+        expect(0 < self.decay <= 1, "optim.decay", "a part in (0, 1]", self.decay)
+        expect(
             self.schedule != "wsd" or self.warmup + self.decay <= 1,
             "optim.decay",
             f"at most the {1 - self.warmup:g} that optim.warmup leaves",
             self.decay,
         )
-        _expect(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", "a ratio in [0, 1]", self.min_lr_ratio)
-        _expect(self.clip > 0, "optim.clip", "more than 0 (.inf: no clipping)", self.clip)
+        expect(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", "a ratio in [0, 1]", self.min_lr_ratio)
+        expect(self.clip > 0, "optim.clip", "more than 0 (.inf: no clipping)", self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,39 +171,39 @@ class TrainConfig(Settings):
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    steps: int = _setting(400, "optimizer steps")
-    batch_size: int = _setting(16, "examples of a micro batch")
-    accumulation: int = _setting(1, "micro batches of a step")
-    step_tokens: int | None = _setting(
+    steps: int = setting(400, "optimizer steps")
+    batch_size: int = setting(16, "examples of a micro batch")
+    accumulation: int = setting(1, "micro batches of a step")
+    step_tokens: int | None = setting(
         None, "tokens of a step: as many micro batches as it takes to hold them, whatever accumulation says"
     )
-    seed: int = _setting(1234, "initial weights, examples and dropout follow from it")
-    eval_every: int = _setting(50, "steps between two looks at the held-out loss")
-    eval_batches: int = _setting(16, "held-out batches; always the same ones")
-    save_every: int = _setting(200, "steps between two checkpoints")
-    keep_last: int = _setting(2, "checkpoints kept; older ones are removed")
-    log_every: int = _setting(10, "steps between two lines where there is no terminal")
-    max_skipped: int = _setting(10, "non-finite steps in a row after which the run stops")
-    precision: str = _setting("float32", "of the arithmetic: float32, or by autocast bf16 or fp16")
-    checkpoint_activations: bool = _setting(
+    seed: int = setting(1234, "initial weights, examples and dropout follow from it")
+    eval_every: int = setting(50, "steps between two looks at the held-out loss")
+    eval_batches: int = setting(16, "held-out batches; always the same ones")
+    save_every: int = setting(200, "steps between two checkpoints")
+    keep_last: int = setting(2, "checkpoints kept; older ones are removed")
+    log_every: int = setting(10, "steps between two lines where there is no terminal")
+    max_skipped: int = setting(10, "non-finite steps in a row after which the run stops")
+    precision: str = setting("float32", "of the arithmetic: float32, or by autocast bf16 or fp16")
+    checkpoint_activations: bool = setting(
         False, "keep only the inputs of each block and compute the rest again in backward: less memory"
     )
-    compile: bool = _setting(False, "run the model through torch.compile")
-    workers: int = _setting(0, "processes that make batches ahead of time; they change no result")
-    device: str = _setting("cpu", "cpu or cuda")
-    threads: int | None = _setting(None, "CPU threads; null: as torch finds")
+    compile: bool = setting(False, "run the model through torch.compile")
+    workers: int = setting(0, "processes that make batches ahead of time; they change no result")
+    device: str = setting("cpu", "cpu or cuda")
+    threads: int | None = setting(None, "CPU threads; null: as torch finds")
 
     def __post_init__(self) -> None:
         counts = (
             "steps batch_size accumulation eval_every eval_batches save_every keep_last log_every max_skipped"
         )
         for name in counts.split():
-            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("step_tokens", "threads"):
             value = getattr(self, name)
-            _expect(value is None or value >= 1, name, "at least 1, or null", value)
-        _expect(0 <= self.seed < 2**63, "seed", "a number in [0, 2**63)", self.seed)
-        _expect(self.workers >= 0, "workers", "0 or more", self.workers)
+            expect(value is None or value >= 1, name, "at least 1, or null", value)
+        expect(0 <= self.seed < 2**63, "seed", "a number in [0, 2**63)", self.seed)
+        expect(self.workers >= 0, "workers", "0 or more", self.workers)
         expect_one_of(PRECISIONS, "precision", self.precision)
         check_device(self.device)
 

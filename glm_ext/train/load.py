@@ -9,7 +9,7 @@ from typing import NamedTuple
 from glm_ext.config import GLMConfig
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.model import GLM
-from glm_ext.train.checkpoint import CheckpointError, load_checkpoint
+from glm_ext.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 
 
 class LoadedModel(NamedTuple):
@@ -25,7 +25,11 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     Raises:
         CheckpointError: there is none, it is damaged, or it has no tokenizer.
     """
-    checkpoint, folder = load_checkpoint(Path(path))
+    return model_of(*load_checkpoint(Path(path)))
+
+
+def model_of(checkpoint: Checkpoint, folder: Path) -> LoadedModel:
+    """The model of a checkpoint that was read from `folder`; errors as in `load_model`."""
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{folder}: the checkpoint has no tokenizer.json")
     model = GLM(GLMConfig.from_dict(dict(checkpoint.config)))

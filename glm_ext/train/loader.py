@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ class StepBatches:
         if self.step_tokens is None:
             return [self.batch_at(step, micro_step) for micro_step in range(self.accumulation)]
         batches: list[Batch] = []
-        while sum(batch.num_tokens for batch in batches) < self.step_tokens:
+        tokens = 0
+        while tokens < self.step_tokens:
             batches.append(self.batch_at(step, len(batches)))
+            tokens += batches[-1].num_tokens
         return batches
 
     def load(self, steps: range, *, workers: int = 0) -> Iterator[list[Batch]]:
@@ -44,17 +47,37 @@ class StepBatches:
             self,  # type: ignore[arg-type]  # __getitem__ is all that it asks for
             sampler=steps,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_to_arrays,
             num_workers=workers,
             worker_init_fn=_leave_interrupts_to_the_parent,
             # Without one of its own, the loader would draw from the generator that dropout draws from.
             generator=torch.Generator(),
         )
-        return iter(loader)
+        return map(_to_batches, loader)
 
 
-def _as_it_is(batches: list[Batch]) -> list[Batch]:
+# A tensor would come through shared memory, each with a file that is open until it is freed: a step of many
+# micro batches has more of them than a process may open. An array comes as its bytes.
+_Arrays = list[tuple[type["Batch"], dict[str, Any]]]
+
+
+def _to_arrays(batches: list[Batch]) -> _Arrays:
+    return [
+        (type(batch), {name: t if t is None else t.numpy() for name, t in _tensors(batch)})
+        for batch in batches
+    ]
+
+
+def _to_batches(made: _Arrays) -> list[Batch]:
+    batches = []
+    for kind, arrays in made:
+        tensors: dict[str, Any] = {n: a if a is None else torch.from_numpy(a) for n, a in arrays.items()}
+        batches.append(kind(**tensors))
     return batches
+
+
+def _tensors(batch: Batch) -> Iterator[tuple[str, Tensor | None]]:
+    return ((field.name, getattr(batch, field.name)) for field in fields(batch))
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from glm_ext.train.extras import require
+from glm_ext.extras import require
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,17 +36,34 @@ class StepRecord:
         return f"{self.tokens_per_second:,} tokens/s{share}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExamplesRecord:
+    """What is recorded of a step of finetuning."""
+
+    loss: float
+    lr: float
+    grad_norm: float  # before clipping
+    epoch: float  # epochs done
+    examples_per_second: float
+    peak_memory: int  # bytes, the most since the process began
+
+    def speed(self) -> str:
+        return f"{self.examples_per_second:,.1f} examples/s"
+
+
 class RunLog:
     """The record of a run, from `start` to `steps`.
 
     RUN/metrics.jsonl has one JSON object a line, told apart by their keys:
 
-        {"step", "loss", ...}        a step: the fields of StepRecord
+        {"step", "loss", ...}        a step: the fields of StepRecord, or of ExamplesRecord
         {"step", "skipped"}          a step whose loss or gradient was not finite
         {"step", "held_out_loss"}    an evaluation; with several objectives also "held_out_loss/NAME" of each
+        {"step", "valid/NAME", ...}  the metrics of a task on its validation file
         {"step", "unigram_loss"}     the baseline, once
 
-    A resumed run drops the rows past the checkpoint it starts from, so no step is there twice.
+    A resumed run drops the rows past the checkpoint it starts from, so no step is there twice. The
+    metrics of a task at that very step are past it: they come after the checkpoint, and come again.
     """
 
     def __init__(
@@ -73,7 +90,7 @@ class RunLog:
         self.board.close()
         self.metrics.close()
 
-    def step(self, step: int, record: StepRecord) -> None:
+    def step(self, step: int, record: StepRecord | ExamplesRecord) -> None:
         self._write(step, **{name: value for name, value in asdict(record).items() if value is not None})
         if self.bar:
             self.bar.advance(step, record, self.held_out)
@@ -98,6 +115,11 @@ class RunLog:
         if not self.bar:
             parts = "".join(f"  {name} {value:.4f}" for name, value in each.items())
             self.message(f"step {step}/{self.steps}  held-out loss {loss:.4f}{parts}")
+
+    def scores(self, step: int, metrics: Mapping[str, float], *, best: bool) -> None:
+        self._write(step, **{f"valid/{name}": value for name, value in metrics.items()})
+        found = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.message(f"step {step}/{self.steps}  {found}{'  (best so far)' if best else ''}")
 
     def unigram(self, loss: float) -> None:
         self._write(self.start, unigram_loss=loss)
@@ -133,7 +155,7 @@ class _Bar:
         self._task = self._progress.add_task("", total=steps, completed=start)
         self._progress.start()
 
-    def advance(self, step: int, record: StepRecord, held_out: float | None) -> None:
+    def advance(self, step: int, record: StepRecord | ExamplesRecord, held_out: float | None) -> None:
         known = f"loss {record.loss:.3f}" + ("" if held_out is None else f" · held-out {held_out:.3f}")
         self._progress.update(
             self._task, completed=step, description=f"{known} · {record.speed()} · time left"
@@ -169,9 +191,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def _is_scores(row: Mapping[str, Any]) -> bool:
+    return any(name.startswith("valid/") for name in row)
+
+
 def _open_metrics(path: Path, start: int) -> IO[str]:
     if path.exists():
-        kept = [json.dumps(row) + "\n" for row in read_metrics(path.parent) if row["step"] <= start]
+        rows = [row for row in read_metrics(path.parent) if row["step"] <= start]
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] < start or not _is_scores(row)]
         scratch = path.with_suffix(".partial")
         scratch.write_text("".join(kept), encoding="utf-8")
         os.replace(scratch, path)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from glm_ext.train.extras import require
+from glm_ext.extras import require
 from glm_ext.train.log import read_metrics
 
 _INK, _MUTED, _GRID = "#1f2933", "#7b8794", "#e4e7eb"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_ext.data.blocks import Example, part_b_spans
-from glm_ext.train.extras import require
+from glm_ext.extras import require
 
 SPAN_COLOURS = ("#2f6fdb", "#e8590c", "#2b8a3e", "#9c36b5", "#0c8599", "#c2255c")
 _INK, _MUTED, _LINE, _TEXT_CELL = "#1f2933", "#7b8794", "#e4e7eb", "#cbd3de"

@@ -6,17 +6,17 @@ YAML keys and command-line options are both read off the declarations, so `--opt
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, field, fields, is_dataclass
+from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm_ext.train.extras import require
+from glm_ext.extras import require
+from glm_ext.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, help: str) -> Any:
-    """A field of a settings class; one whose default is MISSING must be given."""
+    """A field of a settings class."""
     return field(default=default, metadata={"help": help})
 
 
@@ -70,12 +70,15 @@ def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str =
     """A parser with one option per setting; it reads YAML files by the same declarations."""
     jsonargparse = require("jsonargparse", extra="train")
     parser: ArgumentParser = jsonargparse.ArgumentParser(
-        prog=prog, description=description, exit_on_error=False
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for key, hint, default, help in _leaves(cls):
-        given = {"required": True} if default is MISSING else {"default": default}
-        parser.add_argument(f"--{key}", type=hint, help=help, **given)
+        if hint is bool:  # --compile says as much as --compile true
+            kind = {"action": jsonargparse.ActionYesNo, "nargs": "?"}
+        else:
+            kind = {"type": hint}
+        parser.add_argument(f"--{key}", default=default, help=help, **kind)
     return parser
 
 
@@ -84,15 +87,15 @@ def setting_names(cls: type[Settings]) -> list[str]:
     return [key for key, *_ in _leaves(cls)]
 
 
-def _leaves(cls: Any, prefix: str = "", instance: Any = MISSING) -> Iterator[tuple[str, Any, Any, str]]:
-    """(dotted key, type, default or MISSING, help) of each setting.
+def _leaves(cls: Any, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
+    """(dotted key, type, default, help) of each setting.
 
     The defaults of a group are those of the instance that the class around it starts from.
     """
     hints = typing.get_type_hints(cls)
     for declared in fields(cls):
         name, hint = declared.name, hints[declared.name]
-        if instance is not MISSING:
+        if instance is not None:
             default = getattr(instance, name)
         else:
             factory = declared.default_factory
@@ -139,15 +142,3 @@ def config_errors(known: Sequence[str]) -> Iterator[None]:
             key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}") from None
         raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' with the nearest known word, by the whole or by the part after the last dot."""
-    known = list(known)
-    near = difflib.get_close_matches(word, known, n=1) or [
-        name
-        for last in difflib.get_close_matches(word.split(".")[-1], [k.split(".")[-1] for k in known], n=1)
-        for name in known
-        if name.split(".")[-1] == last
-    ]
-    return f"; did you mean {near[0]!r}?" if near else ""

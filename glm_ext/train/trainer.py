@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from glm_ext.batch import Batch
     from glm_ext.model import GLM
 
-__all__ = ["Diverged", "Trainer"]
+__all__ = ["Diverged", "Evaluation", "Trainer"]
+
+
+class Evaluation(NamedTuple):
+    """The losses over all targets of the held-out batches, without dropout."""
+
+    step: int
+    held_out_loss: float
+    by_objective: dict[str, float]  # empty where there is only one
 
 
 class Trainer:
@@ -79,7 +87,8 @@ class Trainer:
             checkpoint_blocks(model)
         # Batches differ in length; one graph for all of them also gives a resumed run the same kernels.
         self.loss = torch.compile(model.loss, dynamic=True) if config.compile else model.loss
-        self.peak_flops = peak_flops(self.device)
+        self.peak_flops = peak_flops(self.device, config.precision)
+        self._evaluation: Evaluation | None = None  # the last one
         self.steps_taken = self.tokens_seen = 0  # steps taken or skipped; tokens without padding
         if resume:
             model.load_state_dict(resume.model)
@@ -101,7 +110,7 @@ class Trainer:
                 self.step(batches, began=began, data_wait=time.perf_counter() - began)
                 step = self.steps_taken
                 if step % config.eval_every == 0 or step == config.steps:
-                    self.log.evaluation(step, self.evaluate(), self.evaluate_objectives())
+                    self.log.evaluation(*self.evaluation())
                 if step % config.save_every == 0:
                     self.save()
                     saved_at = step
@@ -148,13 +157,12 @@ class Trainer:
         )
         self.log.step(self.steps_taken, record)
 
-    def evaluate(self) -> float:
-        """The loss over all targets of the held-out batches, without dropout."""
-        return self._loss(self.held_out)
-
-    def evaluate_objectives(self) -> dict[str, float]:
-        """The same for each objective of held_out_by_objective."""
-        return {name: self._loss(batches) for name, batches in self.held_out_by_objective.items()}
+    def evaluation(self) -> Evaluation:
+        """Of the model as it is; computed once a step."""
+        if self._evaluation is None or self._evaluation.step != self.steps_taken:
+            each = {name: self._loss(batches) for name, batches in self.held_out_by_objective.items()}
+            self._evaluation = Evaluation(self.steps_taken, self._loss(self.held_out), each)
+        return self._evaluation
 
     @torch.no_grad()
     def _loss(self, batches: Sequence[Batch]) -> float:

@@ -31,6 +31,34 @@ def test_every_case_counts_its_work() -> None:
     assert causal.flops == 4 * 64 * (1024 * 1025 // 2) * 8 * 16
 
 
+def test_a_peer_that_cannot_be_set_up_is_no_reason_to_lose_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`measure` calls forwards where it catches what they raise; `forwards()` itself must not raise."""
+    made = []
+
+    def broken(*args: object) -> object:
+        made.append(args)
+        raise ImportError("no such symbol")
+
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "flex", broken)
+    monkeypatch.setattr(gpu, "flash_twice", broken)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    _, forwards = gpu.attention(1, 1, 4, 8, 2, False).forwards()
+    assert not made
+    for name in ("FlexAttention, compiled", "flash-attn, twice"):
+        with pytest.raises(ImportError, match="no such symbol"):
+            forwards[name]()
+    assert forwards["SDPA, bool mask"]().shape == (1, 1, 4, 8)
+
+
+def test_a_peer_is_set_up_once() -> None:
+    made = []
+    forward = gpu.set_up_later(lambda: made.append(0) or (lambda: len(made)))  # type: ignore[func-returns-value]
+    assert [forward(), forward()] == [1, 1]
+
+
 def test_the_table_has_rates_and_ratios_and_names_what_failed() -> None:
     peer = {"p20_ms": 1.0, "p80_ms": 3.0, "rounds": 5, "peak_bytes": 3 << 20}
     report = {

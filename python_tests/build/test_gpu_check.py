@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +54,58 @@ def test_the_steps(
     assert names == ["build", "tests", *checks, "benchmarks"]
     assert ("no compute-sanitizer" in capsys.readouterr().out) == (not sanitizer)
     assert str(steps[-1][2][-1]).endswith("benchmarks/results/gpu-card.json")
+
+
+@pytest.fixture
+def run(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs main() with the outcome of each step: an exit code, or None where it takes too long."""
+
+    def main(**outcomes: int | None) -> tuple[int, list[str], dict[str, float]]:
+        ran: list[str] = []
+        limits: dict[str, float] = {}
+
+        def step(command: list[str], *, timeout: float, **options: Any) -> SimpleNamespace:
+            ran.append(command[0])
+            limits[command[0]] = timeout
+            code = outcomes[command[0]]
+            if code is None:
+                raise subprocess.TimeoutExpired(command, timeout)
+            return SimpleNamespace(returncode=code)
+
+        monkeypatch.setattr(check, "missing", lambda: None)
+        monkeypatch.setattr(check, "steps", lambda name: [(what, 60, [what]) for what in outcomes])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some Card")
+        monkeypatch.setattr(subprocess, "run", step)
+        return check.main(), ran, limits
+
+    return main
+
+
+def test_a_step_that_fails_does_not_keep_the_others_from_running(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, ran, _ = run(build=0, tests=1, memcheck=None, benchmarks=0)
+    assert (code, ran) == (1, ["build", "tests", "memcheck", "benchmarks"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("gpu: tests: FAILED (1)")
+    assert lines[2].startswith("gpu: memcheck: FAILED: longer than 60 s")
+    assert lines[-1] == "gpu: tests, memcheck failed"
+
+
+@pytest.mark.parametrize("outcome", [1, None])
+def test_without_a_build_nothing_else_runs(run: Any, outcome: int | None) -> None:
+    code, ran, _ = run(build=outcome, tests=0)
+    assert (code, ran) == (1, ["build"])
+
+
+def test_all_steps_together_keep_to_the_time(
+    check: ModuleType, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clock on which each look costs 15 seconds: two a step."""
+    now = iter(range(0, 10_000, 15))
+    monkeypatch.setattr(check, "TOTAL_SECONDS", 100)
+    monkeypatch.setattr(check.time, "monotonic", lambda: float(next(now)))
+    code, _, limits = run(build=0, tests=0, memcheck=0, benchmarks=0)
+    assert code == 0
+    assert limits == {"build": 60, "tests": 40, "memcheck": 1, "benchmarks": 1}
+    assert "all passed" in capsys.readouterr().out

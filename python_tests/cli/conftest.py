@@ -1,5 +1,7 @@
 import pytest
 
+from glm_ext.cli import main
+
 SUBJECTS = ["cat", "dog", "horse", "farmer", "teacher", "child", "sailor", "baker"]
 VERBS = ["sees", "likes", "follows", "finds", "remembers"]
 PLACES = ["garden", "house", "field", "harbour", "kitchen"]
@@ -43,3 +45,11 @@ def small_run(text_folder):
         ),
         *("--save_every", "100", "--threads", "1"),
     ]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, small_run):
+    """A run that went through."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["pretrain", *small_run, "--run", str(run)]) == 0
+    return run

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from glm_ext.cli import main
 from glm_ext.tasks import load_task
+from glm_ext.train import checkpoint as checkpoint_module
 from glm_ext.train.load import load_model
 
 
@@ -48,7 +49,7 @@ def test_options_of_a_task(run, tmp_path, capsys):
     assert f"\nperplexity       {expected['perplexity']:.4f}" in printed
 
 
-def test_a_head_comes_from_the_checkpoint(run, data, tmp_path, capsys):
+def test_a_head_comes_from_the_checkpoint(run, data, monkeypatch, capsys):
     arguments = ["--task", "head", "--data", str(data), "--options.description", "rte"]
     assert main(["evaluate", str(run), *arguments]) == 2
     assert "holds no head for rte-head; train one" in capsys.readouterr().err
@@ -56,10 +57,26 @@ def test_a_head_comes_from_the_checkpoint(run, data, tmp_path, capsys):
     task = load_task("head", tokenizer, description="rte", hidden_size=model.config.hidden_size)
     [checkpoint] = run.glob("step-*")
     save_file(task.module.state_dict(), checkpoint / "head.safetensors")
+    reads = []
+    monkeypatch.setattr(checkpoint_module, "find_damage", lambda path: reads.append(path))
     assert main(["evaluate", str(run), *arguments]) == 0
+    assert reads == [checkpoint]  # hashed and read once
     expected = task.metrics(model, task.examples(data))
     assert f"accuracy  {expected['accuracy']:.4f}" in capsys.readouterr().out
     (checkpoint / "head.safetensors").unlink()
+
+
+@pytest.mark.parametrize("options", [["--task", "rte"], ["--task", "head", "--options.description", "rte"]])
+def test_what_was_finetuned_can_be_evaluated(run, data, tmp_path, capsys, options):
+    out = tmp_path / "tuned"
+    files = ["--train", str(data), "--valid", str(data), "--out", str(out)]
+    arguments = [*options, *files, "--epochs", "2", "--batch_size", "2", "--threads", "1"]
+    assert main(["finetune", str(run), *arguments]) == 0
+    capsys.readouterr()
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    best = max(row["valid/accuracy"] for row in rows if "valid/accuracy" in row)
+    assert main(["evaluate", str(out / "best"), *options, "--data", str(data)]) == 0
+    assert f"accuracy  {best:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

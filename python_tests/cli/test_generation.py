@@ -43,6 +43,14 @@ def test_fill_is_the_python_function(glm_ext, run, settings):
     assert printed == fill(*load_model(run), TEXT, max_length=5, **settings).text + "\n"
 
 
+@pytest.mark.parametrize("option", [["--allow_special"], ["--allow_special", "true"]])
+def test_special_tokens_are_read_where_asked_for(glm_ext, run, option):
+    text = f"[SEP] {TEXT}"
+    code, printed, _ = glm_ext("fill", run, text, "--max_length", 5, *option)
+    assert code == 0
+    assert printed == fill(*load_model(run), text, max_length=5, allow_special=True).text + "\n"
+
+
 def test_fill_reads_lines_from_a_pipe(glm_ext, run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}\n\nThe cat [MASK].\n"))
     code, printed, _ = glm_ext("fill", run, "--max_length", 5)
@@ -88,6 +96,7 @@ def test_generate_with_beams(glm_ext, run):
         (["fill", "RUN", "no blank"], "no blank to fill in 'no blank': write [MASK]"),
         (["fill", "RUN", TEXT, "--order", "[0]"], "order: expected each of 0 to 1 once, got [0]"),
         (["fill", "RUN", TEXT, "--top_q", "0.5"], "did you mean 'top_"),
+        (["generate", "RUN", "--temperatur", "0.5"], "did you mean 'temperature'"),
         (["fill", "RUN", TEXT, "--top_p", "2"], "top_p: expected 0 < top_p <= 1, got 2.0"),
         (["fill", "RUN", TEXT, "--max_length", "5000"], "for this model, got 5000"),
         (["generate", "RUN", "word " * 2000], "(max_positions); shorten it"),

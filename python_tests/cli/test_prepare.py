@@ -100,6 +100,14 @@ def test_what_the_user_can_mend_is_named(tmp_path, monkeypatch, capsys, argument
     assert re.search(said, refused(capsys, arguments))
 
 
+@pytest.mark.parametrize("wrong", [["--kind", "word"], ["--vocab_size", "100"]])
+def test_a_wrong_option_does_not_stand_in_the_way_of_the_right_one(tmp_path, text_folder, capsys, wrong):
+    arguments = ["prepare", str(text_folder), "--out", str(tmp_path / "s"), "--tokenizer", "train"]
+    arguments += ["--sentences", "marks", "--workers", "1", "--vocab_size", "300"]
+    assert "expected" in refused(capsys, [*arguments, *wrong])
+    assert main(arguments) == 0
+
+
 def test_bad_documents_can_be_skipped(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": "good words"}\n{"text": \n{"text": " "}\n')
     (tmp_path / "empty.txt").write_text("")

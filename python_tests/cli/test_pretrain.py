@@ -10,16 +10,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from glm_ext.cli import main
+from glm_ext.cli import main, pretrain
 from glm_ext.train import TrainConfig, load_checkpoint, load_model
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, small_run):
-    """A run that went through."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["pretrain", *small_run, "--run", str(run)]) == 0
-    return run
+from glm_ext.train.trainer import Trainer
 
 
 def test_run_folder_holds_everything(finished):
@@ -45,6 +38,28 @@ def test_report_has_the_losses_and_three_blanks(tmp_path, small_run, capsys):
     assert printed.count("[MASK]") == 4  # three blanks and the command to try
     assert len(re.findall(r"\n    model .*\n    truth  \w+", printed)) == 3
     assert f"loss curve  {tmp_path / 'run' / 'loss.png'}" in printed
+
+
+@pytest.mark.parametrize(("positions", "too_long"), [(32, {0, 1, 2}), (12, {3})])
+def test_a_model_of_few_positions_comes_to_its_end(tmp_path, small_run, capsys, positions, too_long):
+    """A blank of the usual length does not fit into 32 positions, no sentence of 8 words into 12."""
+    run = tmp_path / "run"
+    overrides = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "max_positions": positions}
+    options = ["--data.seq_length", str(positions), "--model.overrides", json.dumps(overrides)]
+    assert main(["pretrain", *small_run, *options, "--steps", "2", "--run", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert (run / "loss.png").is_file() and f"loss curve  {run / 'loss.png'}" in printed
+    assert printed.count("shorten it") in too_long
+
+
+def test_the_last_step_is_evaluated_once(tmp_path, small_run, monkeypatch):
+    looks = []
+    loss = Trainer._loss
+    monkeypatch.setattr(Trainer, "_loss", lambda self, batches: looks.append(batches) or loss(self, batches))
+    assert main(["pretrain", *small_run, "--steps", "2", "--run", str(tmp_path / "run")]) == 0
+    assert len(looks) == 1
+    assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0  # nothing is left to do but to report
+    assert len(looks) == 2
 
 
 def test_trained_model_fills_blanks(finished, capsys):
@@ -91,6 +106,14 @@ def test_packed_batches_train_and_resume(tmp_path, small_run, capsys):
     assert TrainConfig.from_yaml(run / "config.yaml").data.token_budget == 200
 
 
+def test_no_document_of_a_packed_batch_sees_another(tmp_path, small_run):
+    options = [*small_run, "--data.packing", "true", "--run", str(tmp_path / "run")]
+    job = pretrain.prepare(*pretrain.parse(options))
+    for batch in [*job.train.take(3), *job.held_out]:
+        assert (batch.tokens == job.tokenizer.cls_id).sum() == len(batch.prefix_len) > 1
+        assert batch.num_tokens <= 4 * 32
+
+
 def start(arguments):
     """The command as a child process; what the machine's own threads do stays out of the way."""
     return subprocess.Popen(
@@ -99,17 +122,18 @@ def start(arguments):
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # a process group of its own, as in a terminal
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_says_how_to_go_on(tmp_path, small_run, finished, number):
-    """Stopped somewhere after step 3, resumed by the printed command, the run ends with the same bits."""
+    """Stopped somewhere after step 3, and resumed. Ctrl-C reaches the worker too, SIGTERM does not."""
     run = tmp_path / "a run"  # the space must survive in the printed command
-    child = start(["pretrain", *small_run, "--steps", "100000", "--run", str(run)])
+    child = start(["pretrain", *small_run, "--workers", "1", "--steps", "100000", "--run", str(run)])
     for line in child.stdout:
         if line.startswith("step 3/"):
-            child.send_signal(number)
+            (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
             break
     printed = child.communicate(timeout=60)[0]
     assert child.returncode == 128 + number
@@ -148,7 +172,7 @@ else:  # while step 10 is saved: some files are written
     save = Trainer.save
     def half(self):
         if self.steps_taken == 10:
-            checkpoint._digest = die
+            checkpoint.file_sha256 = die
         return save(self)
     Trainer.save = half
 main(arguments)
@@ -217,6 +241,7 @@ def refused(capsys, arguments):
     [
         (["--stepz", "3"], r"no setting 'stepz'; did you mean 'steps'\?"),
         (["--lr", "3"], r"no setting 'lr'; did you mean 'optim.lr'\?"),
+        (["--step", "3"], r"no setting 'step'; did you mean 'steps'\?"),
         (["--steps", "many"], "many"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
         (["--precison", "bf16"], r"no setting 'precison'; did you mean 'precision'\?"),

@@ -11,12 +11,15 @@ import pytest
 from glm_ext.data import (
     DocumentSettings,
     Example,
+    ExampleBatches,
     GLMTokenizer,
     SentenceSettings,
     SpecialIds,
+    TokenDocuments,
     document_span,
     find_sentences,
     sentence_spans,
+    split_token_documents,
 )
 
 from .objective_texts import FIRST_WORD, IDS, PIECES, text
@@ -105,12 +108,25 @@ def test_the_forms_come_with_their_probability(infill: float) -> None:
     assert np.mean(forms) == pytest.approx(infill, abs=5 * (infill * (1 - infill) / 2000) ** 0.5)
 
 
-def test_several_documents_are_continued_never_infilled() -> None:
+@pytest.mark.parametrize("closed", [True, False], ids=["by eos", "by the next [CLS]"])
+def test_several_documents_are_continued_never_infilled(closed: bool) -> None:
+    """Pieces of one document, without an eos, count as several."""
     rng, tokens = np.random.default_rng(0), text(20, 30)
+    if not closed:
+        tokens = tokens[tokens != IDS.eos]
     for _ in range(100):
         example = document_span(tokens, rng, IDS, DocumentSettings(infill=1.0))
-        assert example is not None and example.targets[-1] == IDS.eos
+        assert example is not None and example.targets[-1] == tokens[-1]
         assert example.tokens[example.prefix_len - 1] == IDS.gmask
+
+
+def test_a_book_in_pieces_has_examples_longer_than_a_piece() -> None:
+    """To hold some out, one long document is cut: a text joins pieces of it without an eos between them."""
+    book = TokenDocuments(np.append(np.arange(40_000) % 900 + FIRST_WORD, IDS.eos), np.array([0, 40_001]))
+    rest = split_token_documents(book).train
+    batches = ExampleBatches(documents=rest, ids=IDS, batch_size=8, max_length=2048, objective=document_span)
+    for batch in batches.take(4):
+        assert batch.num_targets > 0
 
 
 @pytest.mark.parametrize(

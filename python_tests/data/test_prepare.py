@@ -1,5 +1,6 @@
 """glm_ext.data.prepare: the store of real files, in any number of processes and across stops."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,7 +24,8 @@ from glm_ext.data import (
     prepare,
     standard_objectives,
 )
-from glm_ext.data.prepare import chunks
+from glm_ext.data.shards import Encoder, chunks, sample_texts
+from glm_ext.data.sources import Piece
 
 from .sentence_texts import random_sentences
 
@@ -211,6 +213,12 @@ def test_bad_documents_stop_or_are_counted(sources: Path, tmp_path: Path) -> Non
     skip = PrepareSettings(punkt=False, on_error="skip")
     with pytest.warns(UserWarning, match="empty|broken") as warned:
         header = prepare([sources], tmp_path / "store", given_tokenizer, settings=skip)
+    went_on = dataclasses.replace(SMALL, on_error="skip")  # what was stopped may go on by skipping
+    with pytest.warns(UserWarning, match="empty|broken"):
+        prepare([sources], tmp_path / "stopped", given_tokenizer, settings=went_on)
+    assert (tmp_path / "stopped" / "tokens.bin").read_bytes() == (
+        tmp_path / "store" / "tokens.bin"
+    ).read_bytes()
     assert header["skipped"] == {"broken JSON": 1, "empty document": 1, "empty file": 1}
     assert header["documents"] == 6 + 8 + 1
     assert any("b.jsonl:2" in str(warning.message) for warning in warned)
@@ -276,6 +284,42 @@ def test_chunks_join_to_the_text(text: str) -> None:
         parts = list(chunks(text, longest))
         assert "".join(parts) == text and all(len(part) <= longest for part in parts)
         assert all(parts) or not text
+
+
+def test_a_long_run_of_white_space_is_cut_in_long_pieces() -> None:
+    text = "a" + " " * 3_000_000 + "b\n\n" + "c" * 1_500_000 + " d"
+    parts = list(chunks(text))
+    assert "".join(parts) == text
+    assert [len(part) for part in parts] == [1, 1 << 20, 1 << 20, 902849, 1 << 20, 451428]
+
+
+def test_what_is_encoded_at_once_is_bounded_however_long_a_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("the cat\n" * 600_000)
+    sizes: list[int] = []
+
+    def encode_batch(tokenizer: GLMTokenizer, texts: list[str]) -> list[list[int]]:
+        sizes.append(sum(map(len, texts)))
+        return [[20, 21] for _ in texts]
+
+    monkeypatch.setattr(GLMTokenizer, "encode_batch", encode_batch)
+    arrays = Encoder(TOKENIZER, None).encode_shard([Piece(tmp_path / "a.txt")], lambda problem: None)
+    assert sum(sizes) == 8 * 600_000 and max(sizes) < 2 << 20
+    assert arrays["lengths"].tolist() == [len(arrays["tokens"])]
+
+
+def test_a_sample_has_as_many_characters_as_were_asked_for(tmp_path: Path) -> None:
+    """What short files lack of their share comes from the long one, wherever it is among them."""
+    for number in range(50):
+        (tmp_path / f"{number:02}.txt").write_text("x" * 10)
+    (tmp_path / "25.txt").write_text("é" * 10_000)
+    pieces = [Piece(file) for file in sorted(tmp_path.iterdir())]
+    for asked, of_short in ((100, 2), (5_000, 10), (10_490, 10)):
+        texts = "".join(sample_texts(pieces, asked))
+        assert len(texts) == asked and texts.count("x") == 49 * of_short
+    assert len("".join(sample_texts(pieces, 20_000))) == 10_490
+    assert list(sample_texts([], 100)) == []
 
 
 def test_tokens_of_chunks_are_those_of_the_whole(tokenizer: GLMTokenizer, corpus: list[str]) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from glm_ext.data.prepare import end_flags
 from glm_ext.data.punkt import SentenceSplitter
+from glm_ext.data.shards import end_flags
 
 from .sentence_texts import random_sentences
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm_ext.data import Document, Piece, Problem, find_files, read_documents
-from glm_ext.data.prepare import plan_shards
+from glm_ext.data.shards import plan_shards
 
 TEXTS = ["One.\nTwo.", "drei \u2028 vier", "五。六"]
 
@@ -61,6 +61,35 @@ def test_parquet(tmp_path: Path) -> None:
     assert 'expected a column "text", got body' in read(file)[1][0].message
 
 
+def test_a_broken_page_of_parquet_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "a.parquet"
+    texts = [f"{letter * 200}" for letter in "abcdef"]
+    parquet.write_table(
+        pyarrow.table({"text": texts}), file, row_group_size=2, compression="gzip", use_dictionary=False
+    )
+    column = parquet.ParquetFile(file).metadata.row_group(1).column(0)
+    data = bytearray(file.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    data[end - 20 : end - 8] = b"\xff" * 12
+    file.write_bytes(data)
+    documents, [problem] = read(file)
+    assert [document.text[0] for document in documents] == ["a", "b", "e", "f"]
+    assert problem.message.startswith(f"{file}:3: rows 3 to 4 cannot be read: ")
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "a.parquet"
+    texts = pyarrow.array([b"good", b"\xff", b"too"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": texts}), file)
+    documents, [problem] = read(file)
+    assert documents == [Document("good"), Document("too")]
+    assert problem.kind == "bad UTF-8" and problem.message.startswith(f"{file}:2: not UTF-8")
+
+
 def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
@@ -79,6 +108,18 @@ def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch
         ),
         (b'{"text": "a"}\n\n{"text": "\xff"}\n', "a", "bad UTF-8", r":3: not UTF-8 at byte 10 of the line"),
         (b'{"text": "\\ud800"}\n{"text": "b"}', "b", "bad UTF-8", r":1: half a surrogate pair"),
+        (
+            b'{"text": "a"}\n{"n": ' + b"1" * 5000 + b'}\n{"text": "b"}',
+            "ab",
+            "broken JSON",
+            r":2: JSON that cannot be read: Exceeds the limit",
+        ),
+        (
+            b'{"text": "a"}\n' + b"[" * 100_000 + b'\n{"text": "b"}',
+            "ab",
+            "broken JSON",
+            r":2: JSON that cannot be read: maximum recursion depth",
+        ),
         (b'{"text": 3}\n["text"]\n', "", "broken record", r':1: expected an object with a string "text"'),
         (b'{"text": "a", "prompt": 3}', "", "broken record", r":1: expected an object"),
         (b'{"text": ""}\n{"text": "b"}', "b", "empty document", r":1: empty text, skipped"),
@@ -104,9 +145,14 @@ def test_bad_lines_are_named_and_the_rest_is_read(
     [
         ("a.txt", b"good \xff bad", "bad UTF-8", "a.txt: not UTF-8 at byte 5"),
         ("a.txt", b" \n", "empty file", "a.txt: empty, skipped"),
-        ("a.txt.gz", gzip.compress(b"words " * 50)[:-9], "broken file", "a.txt.gz: broken or cut off"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"words " * 50, mtime=0)[:-9],
+            "broken file",
+            "a.txt.gz: broken or cut off",
+        ),
         ("a.txt.gz", b"no gzip", "broken file", "a.txt.gz: broken or cut off"),
-        ("a.txt.gz", gzip.compress(b""), "empty file", "a.txt.gz: empty, skipped"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0), "empty file", "a.txt.gz: empty, skipped"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, kind: str, said: str) -> None:

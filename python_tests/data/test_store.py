@@ -1,6 +1,7 @@
 """The token store: what goes in comes out, and an altered or unfinished one is refused by name."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,17 @@ def test_tokens_are_mapped_not_copied(store: Path) -> None:
         assert isinstance(array, np.memmap)
     part = opened.select(np.array([True, False, True, False, True]))
     assert np.shares_memory(part.tokens, opened.tokens) and len(part) == 3
+
+
+def test_a_store_travels_by_the_names_of_its_files(tmp_path: Path) -> None:
+    write(tmp_path, [[20] * 9000], [1], [[True] * 9000])
+    opened = open_store(tmp_path).documents
+    travelled = pickle.dumps(opened)
+    assert len(travelled) < 4000
+    there = pickle.loads(travelled)
+    assert there.tokens.tolist() == opened.tokens.tolist() and isinstance(there.tokens, np.memmap)
+    assert there.weights[:].tolist() == opened.weights[:].tolist()
+    assert pickle.loads(pickle.dumps(opened.tokens[3:5])).tolist() == [20, 20]
 
 
 @pytest.mark.parametrize(

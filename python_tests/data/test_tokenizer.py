@@ -67,7 +67,7 @@ def test_a_mask_swallows_the_space_before_it(tokenizer: GLMTokenizer, mask: str)
 
 def test_a_saved_tokenizer_is_the_same_also_for_the_library(tokenizer: GLMTokenizer, tmp_path: Path) -> None:
     file = tokenizer.save(tmp_path)
-    assert file == tmp_path / "tokenizer.json"
+    assert file == tmp_path / "tokenizer.json" and file.read_bytes() == tokenizer.to_json().encode()
     text = "The [MASK] of a\nfile is [gMASK]"
     for loaded in (GLMTokenizer.load(file), GLMTokenizer.load(tmp_path)):
         assert loaded.ids == tokenizer.ids and loaded.vocab_size == tokenizer.vocab_size

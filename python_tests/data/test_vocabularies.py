@@ -148,6 +148,30 @@ def test_bert_gets_the_ids_of_the_public_models(tmp_path: Path, cased: bool) -> 
     assert tokenizer.encode("the [MASK]", allow_special=["[MASK]"]) == [6, 5]
 
 
+def test_a_bert_folder_gives_the_same_ids_with_and_without_a_tokenizer_json(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(BERT) + "\n")
+    alone = GLMTokenizer.adopt(tmp_path)
+    library = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: n for n, word in enumerate(BERT)}, unk_token="[UNK]")
+    )
+    library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    library.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        tokenizer = GLMTokenizer.adopt(path)
+        assert tokenizer.ids == alone.ids and tokenizer.vocab_size == alone.vocab_size == len(BERT) + 5
+        assert tokenizer.encode("the cats 哈 [MASK]") == alone.encode("the cats 哈 [MASK]")
+
+
+@pytest.mark.parametrize(("line", "missing"), [("", 7), ("the", 6), ("the\r", 6)])
+def test_blank_and_repeated_lines_are_refused(tmp_path: Path, line: str, missing: int) -> None:
+    """They would leave an id without a token, and the special tokens would share the ids of words."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*BERT[:7], line, *BERT[7:]]) + "\n", newline="")
+    with pytest.raises(ValueError, match=rf"none of them has id {missing};.*put a word of its own"):
+        GLMTokenizer.adopt(tmp_path)
+
+
 def test_bert_needs_its_unknown_word(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match=r"it has no \[UNK\]"):
@@ -207,6 +231,14 @@ def test_sentencepiece_gets_the_ids_of_the_public_models(sentencepiece_model: An
         ids = tokenizer.encode(f"the {name} cat")
         assert not set(ids) & {*tokenizer.ids, 0, 1, 2}
         assert tokenizer.decode(ids) == f"the {name} cat"
+
+
+def test_a_sentencepiece_model_comes_before_a_tokenizer_json(
+    sentencepiece_model: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "spiece.model").write_bytes(sentencepiece_model[0].read_bytes())
+    WORDPIECE.save(tmp_path)
+    assert GLMTokenizer.adopt(tmp_path).ids == GLMTokenizer.adopt(sentencepiece_model[0]).ids
 
 
 # Other files.

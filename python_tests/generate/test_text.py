@@ -1,12 +1,15 @@
 """Texts and prompts: blanks in their places, special tokens as plain text, streams."""
 
+import importlib
+
 import pytest
 import torch
 
 from glm_ext import GLM, GLMConfig, fill, fill_tokens
 from glm_ext.data import GLMTokenizer, encode_continuation, encode_prompt
-from glm_ext.generate import fill_all, generate, stream
-from glm_ext.generate.fill import _insert
+from glm_ext.generate import continued, fill_all, generate, stream
+from glm_ext.generate.fill import _insert, _pieces
+from glm_ext.generate.writer import Written
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_special_tokens_are_plain_text_unless_asked(tokenizer):
     assert plain.count(tokenizer.eop_id) == 0
     assert asked.count(tokenizer.ids.sep) == asked.count(tokenizer.eop_id) == 1
     prompt = encode_continuation(tokenizer, "the [MASK] [gMASK] ", 64)
-    assert prompt.mask_positions == [len(prompt.tokens) - 1] and prompt.mask_ids == [tokenizer.gmask_id]
+    assert prompt.mask_positions == [len(prompt.tokens) - 1] and prompt.tokens[-1] == tokenizer.gmask_id
 
 
 def test_continuations(tokenizer):
@@ -118,13 +121,58 @@ def test_a_stream_is_the_text_in_pieces(glm, tokenizer, prompt, mask):
 
 
 def test_characters_of_several_tokens_come_whole(tokenizer):
-    from glm_ext.generate.fill import _pieces
-
     fresh = GLMTokenizer.train(["abc"], vocab_size=268)
     tokens = fresh.encode("a好b哈")
-    assert list(_pieces(fresh, iter(tokens))) == ["a", "好", "b", "哈"]
-    cut = list(_pieces(fresh, iter(tokens[:-1])))
+    assert list(_pieces(fresh, [], iter(tokens))) == ["a", "好", "b", "哈"]
+    cut = list(_pieces(fresh, [], iter(tokens[:-1])))
     assert cut[:3] == ["a", "好", "b"] and "".join(cut) == fresh.decode(tokens[:-1])
+
+
+KINDS = ["bpe", "wordpiece", "unigram", "sentencepiece"]
+WORDS = ["the cat sat on the mat and the dog ran to the house"] * 4
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_tokenizer(request, tmp_path_factory):
+    if request.param != "sentencepiece":
+        return GLMTokenizer.train(WORDS, vocab_size=300, kind=request.param)
+    sentencepiece = pytest.importorskip("sentencepiece")
+    prefix = tmp_path_factory.mktemp("spm") / "tiny"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(WORDS),
+        model_prefix=str(prefix),
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return GLMTokenizer.adopt(prefix.with_suffix(".model"))
+
+
+@pytest.mark.parametrize("prompt", ["the cat", "the cat ", "the cat\n", ""])
+def test_prompt_and_continuation_are_one_text(glm, any_tokenizer, monkeypatch, prompt):
+    """Whether the vocabulary knows a space at the beginning of what is written, or not."""
+    text = "the cat sat on the mat"
+    known = any_tokenizer.encode(prompt.rstrip())
+    assert any_tokenizer.encode(text)[: len(known)] == known
+    span = any_tokenizer.encode(text)[len(known) :]
+    module = importlib.import_module("glm_ext.generate.fill")
+    monkeypatch.setattr(module, "write", lambda *a, **k: (Written(0, 0, token) for token in span))
+    assert "".join(continued(prompt, stream(glm, any_tokenizer, prompt, max_length=32))) == text
+    assert "".join(continued(prompt, [generate(glm, any_tokenizer, prompt, max_length=32)])) == text
+
+
+def test_pieces_go_on_within_words(any_tokenizer):
+    tokens = any_tokenizer.encode("the house")
+    for cut in range(len(tokens) + 1):
+        pieces = _pieces(any_tokenizer, tokens[:cut], iter(tokens[cut:]))
+        assert any_tokenizer.decode(tokens[:cut]) + "".join(pieces) == "the house"
+
+
+def test_white_space_after_a_prompt_comes_back():
+    assert "".join(continued("one\n", ["two", " three"])) == "one\ntwo three"
+    assert "".join(continued("one \n", [" two"])) == "one two"
+    assert "".join(continued("one\n", [])) == "one\n"
 
 
 def test_a_stream_starts_before_it_ends(glm, tokenizer, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,19 +13,20 @@ from torch import Tensor
 
 from glm_ext import ops
 from glm_ext.ops import _gelu_mlp_library, reference
-from glm_ext.ops._cuda import KERNELS, has_kernel
+from glm_ext.ops._cuda import KERNELS
 
 from ..ops import test_dropout_add_layer_norm as layer_norm_tests
 from ..ops import test_embedding_2d as embedding_tests
 from ..ops import test_gelu_mlp as mlp_tests
 from ..ops import test_linear_cross_entropy as loss_tests
 from ..ops.samples import SAMPLES, Sample
-from ..ops.tolerance import FORWARD, assert_within_rule, check_op
+from ..ops.tolerance import check_op
 from ..simt import test_dropout_add_layer_norm as layer_norm_simt
 from ..simt import test_gelu_mlp as mlp_simt
 from ..simt import test_linear_cross_entropy as loss_simt
 from ..simt import test_span_attention as attention_simt
-from ..simt.checks import GPU_DTYPES
+from ..simt.backend import assert_same_bits
+from ..simt.checks import GPU_DTYPES, forward_and_backward
 
 pytestmark = pytest.mark.gpu
 
@@ -102,34 +104,144 @@ def test_linear_cross_entropy(
 @pytest.mark.parametrize("case", attention_simt.CASES, ids=lambda c: str(c[0]))
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 def test_span_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p: float) -> None:
-    if not has_kernel("span_attention", dtype):
-        pytest.skip(f"span_attention has no CUDA kernel for {dtype}")
     inputs, options = attention_simt.make_inputs(case, dtype)
-    inputs, options = on_gpu(inputs), {name: t.cuda() for name, t in options.items()}
-    check_attention(ops.span_attention, reference.span_attention, inputs, dropout_p=dropout_p, **options)
+    options = {name: t.cuda() for name, t in options.items()} | {"dropout_p": dropout_p, "return_lse": True}
+    check_op(ops.span_attention, reference.span_attention, on_gpu(inputs), **options)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize(("cu_seqlens", "prefix_len"), attention_simt.PACKED, ids=str)
 def test_span_attention_varlen(cu_seqlens: list[int], prefix_len: list[int], dropout_p: float) -> None:
+    check_op(
+        ops.span_attention_varlen,
+        reference.span_attention_varlen,
+        on_gpu(packed_inputs(cu_seqlens, prefix_len)),
+        dropout_p=dropout_p,
+        return_lse=True,
+    )
+
+
+def packed_inputs(
+    cu_seqlens: list[int], prefix_len: list[int], dtype: torch.dtype = torch.bfloat16
+) -> list[Tensor]:
     torch.manual_seed(0)
-    query, (key, value) = torch.randn(131, 2, 64).bfloat16(), torch.randn(2, 131, 1, 64).bfloat16()
-    inputs = on_gpu([query, key, value, torch.tensor(cu_seqlens), torch.tensor(prefix_len)])
-    check_attention(ops.span_attention_varlen, reference.span_attention_varlen, inputs, dropout_p=dropout_p)
+    query, (key, value) = torch.randn(131, 2, 64).to(dtype), torch.randn(2, 131, 1, 64).to(dtype)
+    return [query, key, value, torch.tensor(cu_seqlens), torch.tensor(prefix_len)]
 
 
-def check_attention(
-    op: Callable[..., Any], truth: Callable[..., Any], inputs: list[Tensor], **kwargs: Any
-) -> None:
-    if has_kernel("span_attention", inputs[0].dtype, gradient=True):
-        return check_op(op, truth, inputs, **kwargs)
-    wide = [t.double() if t.is_floating_point() else t for t in inputs]
-    results = []
-    for function, arguments in ((op, inputs), (truth, inputs), (truth, wide)):
-        torch.manual_seed(3)
-        results.append(function(*arguments, **kwargs))
-    assert_within_rule("output", results[0], results[1], results[2].double(), FORWARD)
-    return None
+# ------------------------------------------------------------------------------ every kernel, in a small case
+
+Call = tuple[Callable[..., Any], list[Any]]
+
+
+def layer_norm_call(dtype: torch.dtype, *shape: int) -> Call:
+    op = functools.partial(ops.dropout_add_layer_norm, dropout_p=0.1)
+    return op, layer_norm_tests.make_inputs(shape, dtype)
+
+
+def embedding_call(dtype: torch.dtype, width: int) -> Call:
+    """Two steps of the sort, and an id of 160 places, whose pieces of three slots a kernel combines."""
+    tables = embedding_tests.make_tables((50, 301, 301), width, dtype)
+    return functools.partial(ops.embedding_2d, dropout_p=0.1), [
+        *embedding_tests.glm_batch(2, 101, 80),
+        *tables,
+    ]
+
+
+def mlp_call(dtype: torch.dtype, *sizes: int) -> Call:
+    return ops.gelu_mlp, mlp_tests.make_inputs(*sizes, dtype)
+
+
+def loss_call(dtype: torch.dtype, *shape: int) -> Call:
+    x = loss_tests.Inputs(*shape, dtype)
+    targets, mask = x.targets.cuda(), x.mask.cuda()
+    return lambda hidden, weight: ops.linear_cross_entropy(hidden, weight, targets, mask), [
+        x.hidden,
+        x.weight,
+    ]
+
+
+def attention_call(dtype: torch.dtype, head_dim: int) -> Call:
+    inputs, _ = attention_simt.make_inputs(((1, 2, 1, 70, 70, head_dim), [20], None, None), dtype)
+    return functools.partial(ops.span_attention, dropout_p=0.1, return_lse=True), inputs
+
+
+def packed_call(dtype: torch.dtype) -> Call:
+    op = functools.partial(ops.span_attention_varlen, dropout_p=0.1, return_lse=True)
+    return op, packed_inputs(*attention_simt.PACKED[2], dtype)
+
+
+SMALL: dict[str, Callable[[torch.dtype], Call]] = {
+    "layer norm": lambda dtype: layer_norm_call(dtype, 9, 768),
+    "layer norm, any width": lambda dtype: layer_norm_call(dtype, 3, 131),
+    "embedding": lambda dtype: embedding_call(dtype, 64),
+    "embedding, any width": lambda dtype: embedding_call(dtype, 13),
+    "mlp, own products": lambda dtype: mlp_call(dtype, 131, 48, 136, 24),
+    "mlp, own products, any strides": lambda dtype: mlp_call(dtype, 13, 17, 19, 23),
+    "mlp, library": lambda dtype: mlp_call(dtype, 131, 48, 136, 24),
+    "loss": lambda dtype: loss_call(dtype, 150, 24, 132),
+    "loss, any strides": lambda dtype: loss_call(dtype, 20, 7, 31),
+    "attention, 64": lambda dtype: attention_call(dtype, 64),
+    "attention, 128": lambda dtype: attention_call(dtype, 128),
+    "attention, 256": lambda dtype: attention_call(dtype, 256),
+    "attention, packed": packed_call,
+}
+
+
+@pytest.fixture(params=SMALL)
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.dtype], Call]:
+    """An op and its inputs on the GPU."""
+    monkeypatch.setattr(_gelu_mlp_library, "is_better", lambda x: "library" in request.param)
+
+    def make(dtype: torch.dtype) -> Call:
+        op, inputs = SMALL[request.param](dtype)
+        return op, on_gpu(inputs)
+
+    return make
+
+
+def outputs_of(op: Callable[..., Any], inputs: list[Any]) -> list[Tensor]:
+    out = op(*inputs)
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small(small: Callable[[torch.dtype], Call], dtype: torch.dtype) -> None:
+    """What compute-sanitizer watches: every kernel, and the same bits twice."""
+    op, inputs = small(dtype)
+    assert_same_bits("the second time", forward_and_backward(op, inputs), forward_and_backward(op, inputs))
+
+
+def test_nothing_waits_for_the_device(small: Callable[[torch.dtype], Call]) -> None:
+    op, inputs = small(torch.bfloat16)
+    forward_and_backward(op, inputs)  # modules load at the first call
+    leaves = [t.requires_grad_() if t.is_floating_point() else t for t in inputs]
+    wanted = [t for t in leaves if t.requires_grad]
+    grads = [torch.ones_like(t) for t in outputs_of(op, leaves)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.grad(outputs_of(op, leaves), wanted, grads)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_cuda_graph_replays(small: Callable[[torch.dtype], Call]) -> None:
+    """Forward. A dropout mask is that of the seed drawn while the graph was recorded, at every replay."""
+    op, inputs = small(torch.bfloat16)
+    with torch.no_grad():
+        outputs_of(op, inputs)
+        graph = torch.cuda.CUDAGraph()
+        torch.manual_seed(2)
+        with torch.cuda.graph(graph):
+            found = outputs_of(op, inputs)
+        for t in inputs:
+            if t.is_floating_point():
+                t.mul_(0.5)
+        torch.manual_seed(2)
+        expected = outputs_of(op, inputs)
+        for _ in range(2):
+            graph.replay()
+            assert_same_bits("a replay", expected, found)
 
 
 # ------------------------------------------------------------------------------------ what holds for every op
@@ -142,10 +254,6 @@ def kernel_of(sample: Sample) -> str:
 ON_GPU = [sample for sample in SAMPLES if kernel_of(sample) in KERNELS]
 
 
-def has_backward(sample: Sample) -> bool:
-    return f"{kernel_of(sample)}_backward" in KERNELS
-
-
 def prepared(sample: Sample, dtype: torch.dtype = torch.bfloat16) -> list[Any]:
     """The sample's arguments on the GPU; for attention with a head dim that its kernels take."""
     arguments = on_gpu(sample.arguments(dtype))
@@ -153,66 +261,44 @@ def prepared(sample: Sample, dtype: torch.dtype = torch.bfloat16) -> list[Any]:
         leaf = arguments[i].detach()
         if kernel_of(sample) == "span_attention":
             leaf = torch.cat([leaf, leaf], -1)[..., :8].contiguous()
-        arguments[i] = leaf.requires_grad_(has_backward(sample))
+        arguments[i] = leaf.requires_grad_()
     return arguments
 
 
-def run(sample: Sample) -> list[Tensor]:
-    """Outputs and, where there is a backward, gradients."""
-    arguments = prepared(sample)
+def run(sample: Sample, arguments: list[Any]) -> list[Tensor]:
+    """Outputs and gradients."""
     outputs = sample(*arguments)
     differentiable = [t for t in outputs if t.requires_grad]
     grads = [torch.ones_like(t) for t in differentiable]
-    gradients = torch.autograd.grad(differentiable, sample.leaves(arguments), grads) if grads else ()
+    gradients = torch.autograd.grad(differentiable, sample.leaves(arguments), grads)
     return [*(t.detach() for t in outputs), *gradients]
 
 
 @pytest.mark.parametrize("sample", ON_GPU, ids=lambda s: s.name)
-def test_small(sample: Sample) -> None:
-    """What compute-sanitizer watches: every kernel once, and the same bits twice."""
-    for a, b in zip(run(sample), run(sample), strict=True):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-@pytest.mark.parametrize("sample", ON_GPU, ids=lambda s: s.name)
-def test_nothing_waits_for_the_device(sample: Sample) -> None:
-    run(sample)  # modules load at the first call
-    arguments = prepared(sample)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        sample(*arguments)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("sample", ON_GPU, ids=lambda s: s.name)
 def test_runs_on_the_current_stream(sample: Sample) -> None:
-    expected = run(sample)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        found = run(sample)
-    stream.synchronize()
-    for a, b in zip(expected, found, strict=True):
-        assert torch.equal(a, b)
+    """Whose inputs come late: a kernel on another stream would find zeros."""
+    values, late = prepared(sample), prepared(sample)
+    expected = run(sample, values)
 
+    def fill(value: Callable[[Tensor], Tensor]) -> None:
+        with torch.no_grad():
+            for to, source in zip(late, values, strict=True):
+                to.copy_(value(source))
 
-def test_a_cuda_graph_replays_the_mlp() -> None:
-    inputs = on_gpu(mlp_tests.make_inputs(64, 32, 128, 32, torch.bfloat16))
-    with torch.no_grad():
-        ops.gelu_mlp(*inputs)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = ops.gelu_mlp(*inputs)
-        inputs[0].copy_(torch.randn(64, 32))
-        graph.replay()
-        assert torch.equal(out, ops.gelu_mlp(*inputs))
+    fill(torch.zeros_like)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)  # cycles: some 50 ms
+        fill(lambda source: source)
+        found = run(sample, late)
+    torch.cuda.synchronize()
+    assert_same_bits("on a side stream", expected, found)
 
 
 @pytest.mark.parametrize("sample", ON_GPU, ids=lambda s: s.name)
 def test_compiles_into_one_graph(sample: Sample) -> None:
-    if not has_backward(sample) or sample.kwargs.get("dropout_p", 0.0) > 0.0:
-        pytest.skip("no backward on a GPU, or another seed in the graph")
+    if sample.kwargs.get("dropout_p", 0.0) > 0.0:
+        pytest.skip("another seed in the graph")
     arguments = prepared(sample)
     compiled = torch.compile(lambda *args: sample.op(*args, **sample.kwargs), fullgraph=True)
     torch.manual_seed(2)

@@ -245,6 +245,7 @@ def test_checkpoint(sample: Sample, path: None) -> None:
 # ----------------------------------------------------------------------------------------------------- graphs
 
 
+@pytest.mark.graph
 def test_opcheck(sample: Sample) -> None:
     calls = registered_calls(sample)
     assert calls, "the public function never reached torch.ops.glm_ext"
@@ -259,6 +260,7 @@ def test_opcheck(sample: Sample) -> None:
         opcheck(call.op, inputs)
 
 
+@pytest.mark.graph
 def test_compile(sample: Sample) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(sample.op, fullgraph=True, backend="aot_eager")
@@ -268,6 +270,7 @@ def test_compile(sample: Sample) -> None:
     assert_same_bits(ours, run(sample))
 
 
+@pytest.mark.graph
 def test_export_keeps_one_node(sample: Sample) -> None:
     class Layer(torch.nn.Module):
         def forward(self, *arguments: Any) -> Any:

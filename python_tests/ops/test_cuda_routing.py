@@ -74,6 +74,9 @@ def test_an_op_with_gradient_needs_both_kernels(monkeypatch: pytest.MonkeyPatch)
     assert not _cuda.has_kernel("both", torch.float32)
 
 
+@pytest.mark.skipif(
+    bool(_C.cuda_devices()), reason="there is a GPU, which would be given pointers of the host"
+)
 def test_a_gpu_target_without_cuda_kernels_is_an_error_not_a_crash() -> None:
     """In a build with CUDA, but on a machine without a driver, the device guard says so."""
     x = torch.ones(1, 4)
@@ -148,24 +151,35 @@ def test_auto_runs_plain_torch_only_where_there_is_no_kernel(
     fused, plain = mock.Mock(return_value="fused"), mock.Mock(return_value="plain")
     monkeypatch.setattr(ops, name, fused)
     monkeypatch.setattr(reference, name, plain)
-    op = auto._choose(name, kernel)
-    x = torch.ones(2, dtype=BF16, requires_grad=gradient)
-    assert op(x, torch.ones(2, dtype=torch.long), option=1) == ("plain" if gradient else "fused")
-    assert op(torch.ones(2)) == "plain"
+    op = getattr(auto, name)
+    x = torch.ones(8, dtype=BF16, requires_grad=gradient)
+    assert op(x, torch.ones(8, dtype=torch.long), option=1) == ("plain" if gradient else "fused")
+    assert op(torch.ones(8)) == "plain"
     with torch.no_grad():
         assert op(x) == "fused"
 
 
 @pytest.mark.usefixtures("built")
-def test_auto_knows_the_head_dims_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda, "KERNELS", {"span_attention": (BF16,)})
+@pytest.mark.parametrize("name", [name for name in ops.__all__ if name.startswith("span_attention")])
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "fused"),
+    [
+        (BF16, False, [8, 16, 64]),
+        (torch.float32, False, [4, 8, 12, 16, 64]),
+        (torch.float32, True, [8, 16, 64]),
+    ],
+)
+def test_auto_knows_the_head_dims_of_attention(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, autocast: bool, fused: list[int]
+) -> None:
+    """Multiples of 16 bytes, in the dtype that the kernel will get."""
     calls: list[int] = []
-    monkeypatch.setattr(ops, "span_attention", lambda query: calls.append(query.shape[-1]))
-    monkeypatch.setattr(reference, "span_attention", lambda query: None)
-    op = auto._choose("span_attention", fits=auto._whole_accesses)
-    for head_dim in (5, 12, 16, 64):
-        op(torch.ones(1, 1, 3, head_dim, dtype=BF16))
-    assert calls == [16, 64]
+    monkeypatch.setattr(ops, name, lambda query: calls.append(query.shape[-1]))
+    monkeypatch.setattr(reference, name, lambda query: None)
+    with torch.autocast("cpu", BF16, enabled=autocast):
+        for head_dim in (2, 4, 5, 8, 12, 16, 64):
+            getattr(auto, name)(torch.ones(1, 1, 3, head_dim, dtype=dtype))
+    assert calls == fused
 
 
 @pytest.mark.usefixtures("built")
@@ -173,7 +187,7 @@ def test_auto_looks_at_what_autocast_will_make_of_the_inputs(monkeypatch: pytest
     monkeypatch.setattr(_cuda, "KERNELS", {"gelu_mlp": (BF16,)})
     monkeypatch.setattr(ops, "gelu_mlp", lambda x: "fused")
     monkeypatch.setattr(reference, "gelu_mlp", lambda x: "plain")
-    op = auto._choose("gelu_mlp")
+    op = auto.gelu_mlp
     assert op(torch.ones(2)) == "plain"
     with torch.autocast("cpu", BF16):
         assert op(torch.ones(2)) == "fused"

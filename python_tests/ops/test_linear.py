@@ -35,6 +35,12 @@ def test_matches_reference(dtype: torch.dtype, sizes: tuple[int, int, int], bias
     check_op(ops.linear, reference.linear, make_inputs(*sizes, dtype)[: 3 if bias else 2])
 
 
+@pytest.mark.parametrize("sizes", [(1500, 2900, 5), (400, 2900, 1500)], ids=["rows", "columns"])
+def test_what_does_not_fit_is_packed_in_parts(sizes: tuple[int, int, int]) -> None:
+    """More than 4 Mi packed numbers: x goes in two parts of rows, or weight in two of columns."""
+    check_op(ops.linear, reference.linear, make_inputs(*sizes))
+
+
 @pytest.mark.parametrize("shape", [(5,), (0, 5), (2, 0, 5), (2, 3, 4, 5)], ids=str)
 def test_leading_dimensions(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -177,8 +177,9 @@ def test_gradients_add_to_those_of_a_tied_embedding() -> None:
 # ----------------------------------------------------------------------------------- memory, threads, strides
 
 
-def test_bits_do_not_depend_on_threads() -> None:
-    x = Inputs(301, 67, 5003, rows=0.9)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
+    x = Inputs(301, 67, 5003, dtype, rows=0.9)
     runs = []
     before = torch.get_num_threads()
     try:

@@ -30,6 +30,8 @@ CASES: list[Case] = [
     (1, 2, 2, 5, 3, 256, 2, None, None),  # S > T
     (2, 6, 3, 1, 700, 64, [0, 300], [700, 513], [0, 5]),  # decoding
     (1, 2, 1, 3, 90, 20, 10, 60, 7),
+    (1, 7, 1, 2, 150, 72, 9, None, None),  # decoding: 7 heads of a group are taken as 4 + 2 + 1
+    (2, 6, 1, 3, 70, 128, 9, [70, 64], None),
     (1, 1, 1, 2, 600, 8, 0, 40, None),
     (0, 2, 2, 8, 8, 16, 4, None, None),
     (2, 2, 2, 0, 8, 16, 4, None, None),
@@ -237,6 +239,7 @@ def test_bad_arguments_are_named(error: type[Exception], name: str, arguments: A
 # -------------------------------------------------------------------------------------------- torch around it
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_opcheck(dropout_p: float) -> None:
     tensors, _, _ = make(CASES[3])
@@ -246,6 +249,7 @@ def test_opcheck(dropout_p: float) -> None:
     opcheck(torch.ops.glm_ext.span_attention.default, tuple(arguments))
 
 
+@pytest.mark.graph
 def test_compile_and_export_equal_eager() -> None:
     tensors, _, _ = make(CASES[3])
 
@@ -263,6 +267,7 @@ def test_compile_and_export_equal_eager() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(function), run(compiled), strict=True))
 
 
+@pytest.mark.graph
 def test_export_keeps_one_node() -> None:
     class Attention(torch.nn.Module):
         def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Any:

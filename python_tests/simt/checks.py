@@ -1,14 +1,14 @@
-"""What the tests of every op share: the tolerance rule, the same bits under every schedule, access costs."""
+"""What the tests of every op share: the same bits under every schedule, access costs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..ops.tolerance import FORWARD, assert_within_rule
 from .backend import SCHEDULES, Schedule, Simt, assert_same_bits
 
 GPU_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -37,7 +37,7 @@ def forward_and_backward(
     grads = torch.autograd.grad(
         differentiable,
         [t for t in leaves if t.requires_grad],
-        [torch.randn(t.shape).to(t.dtype) for t in differentiable],
+        [torch.randn(t.shape).to(t) for t in differentiable],
     )
     return [*(t.detach() for t in outputs), *grads]
 
@@ -52,28 +52,7 @@ def access_costs(simt: Simt) -> tuple[Counter[str], Counter[str]]:
     return cost, ideal
 
 
-def check_forward(
-    simt: Simt,
-    op: Callable[..., Any],
-    reference: Callable[..., Any],
-    inputs: list[torch.Tensor],
-    *,
-    schedule: Schedule = SCHEDULES[0],
-    **kwargs: Any,
-) -> None:
-    """As check_op, for an op whose backward has no CUDA kernel."""
-    simt.configure(schedule)
-    with simt.in_place_of_C():
-        ours = _outputs(op, inputs, kwargs)
-    composite = _outputs(reference, inputs, kwargs)
-    truth = _outputs(reference, [t.double() if t.is_floating_point() else t for t in inputs], kwargs)
-    for i, (a, b, c) in enumerate(zip(ours, composite, truth, strict=True)):
-        assert_within_rule(f"output {i}", a, b.to(a.dtype), c.double(), FORWARD)
-
-
-def _outputs(
-    op: Callable[..., Any], inputs: list[torch.Tensor], kwargs: dict[str, Any]
-) -> list[torch.Tensor]:
-    torch.manual_seed(3)
-    out = op(*inputs, **kwargs)
-    return [out] if isinstance(out, torch.Tensor) else list(out)
+def excesses(simt: Simt) -> tuple[set[str], set[tuple[str, str, float]]]:
+    """Files with accesses since the last call; (space, file, cost over ideal) of those that cost too much."""
+    counts = [(c.space, Path(c.file).name, c.cost / c.ideal) for c in simt.module.take_counts()]
+    return {file for _, file, _ in counts}, {count for count in counts if count[2] != 1.0}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
+from unittest import mock
+
 import pytest
 import torch
 
@@ -10,8 +15,10 @@ from glm_ext.ops import _gelu_mlp_library, reference
 
 from ..ops.test_gelu_mlp import make_inputs
 from ..ops.tolerance import check_op
-from .backend import SCHEDULES, Simt
+from .backend import SCHEDULES, Simt, assert_same_bits
 from .checks import GPU_DTYPES, access_costs, forward_and_backward, same_under
+
+gelu_mlp = importlib.import_module("glm_ext.ops.gelu_mlp")
 
 # N, E, F, O: element by element and by 16 bytes; one tile and several, cut at the ends; K of no step, of one,
 # and of more than there are stages
@@ -23,6 +30,7 @@ CASES = [
     (40, 144, 264, 72),
     (5, 33, 130, 129),
     (0, 8, 8, 8),
+    (2, 1024, 2048, 8),  # long sums
 ]
 
 
@@ -41,7 +49,7 @@ def test_matches_reference(
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 @pytest.mark.parametrize("recompute", ["none", "activation", "all"])
-@pytest.mark.parametrize("sizes", [(13, 17, 19, 23), (131, 48, 136, 24), (2, 8, 8, 3)], ids=str)
+@pytest.mark.parametrize("sizes", [(13, 17, 19, 23), (131, 48, 136, 24), (2, 8, 8, 3), (0, 8, 8, 8)], ids=str)
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 def test_products_by_a_library(
     simt: Simt,
@@ -58,9 +66,51 @@ def test_products_by_a_library(
     with simt.in_place_of_C():
         check_op(ops.gelu_mlp, reference.gelu_mlp, inputs, approximate=approximate, recompute=recompute)
         for which in range(5):
-            leaves = [t.clone().requires_grad_(i == which) for i, t in enumerate(inputs)]
-            out = ops.gelu_mlp(*leaves, approximate=approximate, recompute=recompute)
-            assert torch.autograd.grad(out.sum(), leaves[which])[0].isfinite().all()
+
+            def alone(op: Callable[..., torch.Tensor], which: int = which) -> Callable[..., torch.Tensor]:
+                others = [t.detach() for t in inputs]
+
+                def run(leaf: torch.Tensor) -> torch.Tensor:
+                    arguments = [leaf if i == which else t.to(leaf.dtype) for i, t in enumerate(others)]
+                    return op(*arguments, approximate=approximate)
+
+                return run
+
+            check_op(
+                alone(functools.partial(ops.gelu_mlp, recompute=recompute)),
+                alone(reference.gelu_mlp),
+                [inputs[which]],
+            )
+
+
+@pytest.mark.parametrize("recompute", ["none", "activation", "all"])
+def test_a_backward_inside_of_autocast_keeps_its_dtype(
+    simt: Simt, recompute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's products there would be 16-bit, where the kernels behind them write floats."""
+    monkeypatch.setattr(_gelu_mlp_library, "is_better", lambda x: True)
+    simt.configure(SCHEDULES[0])
+
+    def gradients(autocast: bool) -> list[torch.Tensor | None]:
+        leaves = [t.requires_grad_() for t in make_inputs(13, 16, 24, 8)]
+        out = ops.gelu_mlp(*leaves, recompute=recompute)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return list(torch.autograd.grad(out, leaves, torch.ones_like(out)))
+
+    with simt.in_place_of_C():
+        assert_same_bits("inside of autocast", gradients(False), gradients(True))
+
+
+def test_scratch_for_the_activation_only_where_w2_has_a_gradient(simt: Simt) -> None:
+    sizes = []
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        for which in (0, 3):
+            leaves = [t.requires_grad_(i == which) for i, t in enumerate(make_inputs(200, 8, 64, 8))]
+            with mock.patch.object(gelu_mlp, "_workspace", wraps=gelu_mlp._workspace) as workspace:
+                torch.autograd.grad(ops.gelu_mlp(*leaves).sum(), leaves[which])
+            sizes.append(workspace.call_args.args[1])
+    assert sizes[1] - sizes[0] == 200 * 64
 
 
 @pytest.mark.parametrize("sizes", [(131, 40, 72, 24), (9, 13, 19, 23)], ids=str)

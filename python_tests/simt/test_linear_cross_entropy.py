@@ -85,6 +85,26 @@ def test_nan_comes_through(simt: Simt) -> None:
     assert grad_weight.isnan().all()
 
 
+def test_chunks_without_rows_leave_the_gradient_of_the_weight_alone(simt: Simt) -> None:
+    """Four chunks of 128 rows. What the products move for the last three is less than one row of tiles."""
+    E, V = 64, 300
+
+    def sectors(N: int, counted: int) -> int:
+        x = Inputs(N, E, V)
+        x.targets, x.mask = torch.arange(N) % V, (torch.arange(N) < counted).float()
+        simt.module.take_counts()
+        x.gradients()
+        counts = [c for c in simt.module.take_counts() if c.space == "global" and "gemm" in c.file]
+        return sum(c.cost for c in counts)
+
+    simt.configure(SCHEDULES[0], count_accesses=True)
+    with simt.in_place_of_C():
+        chunk = sectors(128, 128)
+        assert chunk > 2 * V * E * 4 // 32  # logits alone are more
+        assert sectors(512, 128) - chunk < V * E * 4 // 32
+        assert sectors(512, 129) - chunk > 2 * V * E * 4 // 32  # a second chunk, of one row
+
+
 @pytest.mark.parametrize("value", [-1, 5, 2**40])
 def test_a_target_outside_of_the_vocabulary_makes_the_loss_nan(simt: Simt, value: int) -> None:
     """What a GPU does, where the values of a tensor cannot be looked at beforehand; here it reads nothing."""

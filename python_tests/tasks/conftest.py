@@ -28,7 +28,7 @@ def write(tmp_path):
     """write(name, text) -> path."""
 
     def file(name, text):
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, "utf-8")
         return tmp_path / name
 
     return file

@@ -61,6 +61,16 @@ def test_the_loss_has_the_gradient_of_its_definition(glm):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-12)
 
 
+def test_autocast_is_near(glm):
+    glm = glm.float()
+    exact = choice_loss(choice_log_probs(glm, QUESTIONS, start_id=SOP, end_id=EOP), QUESTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = choice_loss(choice_log_probs(glm, QUESTIONS, start_id=SOP, end_id=EOP), QUESTIONS)
+    loss.backward()
+    torch.testing.assert_close(loss, exact, rtol=2e-2, atol=0)
+    assert all(parameter.grad.isfinite().all() for parameter in glm.parameters())
+
+
 def test_several_right_choices_count_together():
     log_probs = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).log()
     question = Question(context=[1], place=0, choices=[[1]] * 4, gold=frozenset([1, 3]))

@@ -2,10 +2,13 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
 
+from glm_ext.data import GLMTokenizer
+from glm_ext.extras import MissingExtra
 from glm_ext.tasks import Cloze, Description, load_task
 from glm_ext.tasks.choices import Question
 from glm_ext.tasks.metrics import METRICS, accuracy, spans
@@ -97,6 +100,13 @@ def test_broken_patterns(pattern, message):
         ({"verbalizer": {"x": " "}}, r"t: verbalizer\[x\]: expected a text"),
         ({"metrics": ["acuracy"]}, "t: metrics: expected some of accuracy, .* got 'acuracy'"),
         ({"metrics": []}, "t: metrics: expected at least one"),
+        (
+            {"metrics": ["f1"], "verbalizer": {"x": "1", "y": "2", "z": "3"}},
+            "t: metrics: expected one for more",
+        ),
+        ({"metrics": ["f1"], "verbalizer": {}, "choices": ["*a"]}, "t: metrics: expected one for more"),
+        ({"metrics": ["spans"], "primary": "f1a"}, "t: primary: expected one of f1, em, got 'f1a'"),
+        ({"verbalizer": {0: "bad"}}, "t: verbalizer: expected labels that are texts, got 0"),
         ({"shorten": ["b"]}, "t: shorten: expected fields of the pattern, got 'b'"),
     ],
 )
@@ -142,6 +152,19 @@ def test_choices_of_each_record(write, tokenizer):
             task.examples(write("b.jsonl", jsonl(record, record | broken)))
 
 
+def test_answers_that_the_vocabulary_cannot_tell_apart(tokenizer):
+    words = GLMTokenizer.train(["the cat sat"] * 3, 40, "wordpiece")
+    for verbalizer, message in (
+        ({"x": "zzz", "y": "cat"}, "t: verbalizer: 'zzz' is not in the vocabulary"),
+        ({"x": "cat", "y": "cat"}, r"t: verbalizer: expected different answers, got \['cat', 'cat'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Cloze(words, Description(name="t", pattern="[MASK]", verbalizer=verbalizer))
+    task = Cloze(tokenizer, Description(name="t", pattern="[MASK]", choices=["*options"]))
+    with pytest.raises(ValueError, match="choices: expected different ones"):
+        task.question({"options": ["cat", "cat"]})
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -160,6 +183,15 @@ def test_bad_data_is_named(write, tokenizer, file, text, message):
     path = write(file, text)
     with pytest.raises(ValueError, match=f"{path}.*{message}"):
         task.examples(path)
+
+
+def test_only_ends_of_lines_end_rows(write):
+    """Other separators of Unicode, which str.splitlines knows too, are text."""
+    path = write("a.csv", 'text,label\n"a\u2028b\x0cc\x85d\ne",1\nf,0\n')
+    assert read_records(path) == [
+        (2, {"text": "a\u2028b\x0cc\x85d\ne", "label": "1"}),
+        (4, {"text": "f", "label": "0"}),
+    ]
 
 
 def test_bad_bytes_are_named(tmp_path):
@@ -182,6 +214,52 @@ def test_bad_bytes_are_named(tmp_path):
 def test_bad_descriptions_are_named(write, text, message):
     with pytest.raises(ValueError, match=f"t.yaml: .*{re.escape(message)}"):
         Description.load(write("t.yaml", text))
+
+
+def test_metrics_name_what_they_give():
+    """The table is what descriptions are checked by."""
+    pytest.importorskip("sklearn")
+    for metric in METRICS.values():
+        assert tuple(metric.score(asked({0}, {1}, texts=["a", "b"]), [0, 1])) == metric.values
+
+
+@pytest.mark.parametrize(("metric", "primary"), [("answer_sets", "f1a"), ("spans", "f1"), ("f1", "f1")])
+def test_the_first_value_of_the_first_metric_decides(metric, primary):
+    settings = {"name": "t", "pattern": "[MASK]", "verbalizer": {"x": "1", "y": "2"}}
+    assert Description(**settings, metrics=[metric, "accuracy"]).primary == primary
+    assert Description(**settings, metrics=[metric, "accuracy"], primary="accuracy").primary == "accuracy"
+
+
+def test_what_metrics_need_is_asked_for_before_training(glm, tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtra, match=r'f1_macro needs sklearn; .* "glm_ext\[eval\]"'):
+        load_task("cb", tokenizer, model_config=glm.config)
+    load_task("rte", tokenizer, model_config=glm.config)
+    load_task("cb", tokenizer)  # it may be asked for predictions
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("rte", {"max_length": "abc"}, "rte: max_length: expected a whole number, got 'abc'"),
+        ("rte", {"max_length": True}, "rte: max_length: expected a whole number, got True"),
+        ("rte", {"length_penalty": None}, "rte: length_penalty: expected a number, got None"),
+        ("perplexity", {"unidirectional": 1}, "perplexity: unidirectional: expected true or false, got 1"),
+        ("seq2seq", {"pattern": 3}, "seq2seq: pattern: expected a text, got 3"),
+        ("cloze", {"description": 3}, "cloze: description: expected Description or a text or Path, got 3"),
+        ("last_word", {"max_length": 0}, "max_length: expected 1 or more, got 0"),
+        ("infill", {"max_length": 0}, "max_length: expected 1 or more, got 0"),
+        ("wsc", {"num_beams": 0}, "num_beams: expected 1"),
+    ],
+)
+def test_options_have_types(tokenizer, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(name, tokenizer, **options)
+
+
+def test_whole_numbers_are_numbers(tokenizer):
+    assert load_task("rte", tokenizer, length_penalty=1).length_penalty == 1
 
 
 def test_names_and_options_are_checked(tokenizer):
@@ -256,15 +334,17 @@ def test_scores_of_classes():
     pytest.importorskip("sklearn")
     questions, predictions = asked({1}, {1}, {0}, {0}, {2}), [1, 0, 0, 0, 1]
     # Class 0: 2 of 2 found, 1 too many; class 1: 1 of 2, 1 too many; class 2: none.
-    assert METRICS["f1_macro"](questions, predictions) == {"f1_macro": pytest.approx(100 * (0.8 + 0.5) / 3)}
-    assert METRICS["f1"](questions[:4], predictions[:4]) == {"f1": pytest.approx(100 * 2 / 3)}
-    assert METRICS["matthews"](questions[:4], [1, 1, 0, 0]) == {"matthews": pytest.approx(100)}
+    assert METRICS["f1_macro"].score(questions, predictions) == {
+        "f1_macro": pytest.approx(100 * (0.8 + 0.5) / 3)
+    }
+    assert METRICS["f1"].score(questions[:4], predictions[:4]) == {"f1": pytest.approx(100 * 2 / 3)}
+    assert METRICS["matthews"].score(questions[:4], [1, 1, 0, 0]) == {"matthews": pytest.approx(100)}
 
 
 def test_answers_to_one_question_are_judged_together():
     pytest.importorskip("sklearn")
     questions = asked({1}, {0}, {1}, {1}, groups=["a", "a", "b", "b"])
-    assert METRICS["answer_sets"](questions, [1, 0, 1, 0]) == {"f1a": pytest.approx(80.0), "em": 50.0}
+    assert METRICS["answer_sets"].score(questions, [1, 0, 1, 0]) == {"f1a": pytest.approx(80.0), "em": 50.0}
 
 
 def test_spans_are_compared_word_by_word():

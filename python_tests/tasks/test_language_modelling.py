@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from glm_ext import GLM
 from glm_ext.tasks import load_task
 from glm_ext.tasks.likelihood import continuation
 
@@ -72,6 +73,15 @@ def test_last_words(glm, tokenizer, write, unidirectional):
     assert metrics["accuracy"] == 100 * sum(right) / 2
 
 
+def test_last_words_are_judged_in_one_pass(glm, tokenizer, write, monkeypatch):
+    task, passes = load_task("last_word", tokenizer), []
+    examples = task.examples(write("a.jsonl", json.dumps({"text": TEXT})))
+    hidden = GLM.hidden
+    monkeypatch.setattr(GLM, "hidden", lambda *a, **k: passes.append(1) or hidden(*a, **k))
+    task.metrics(glm, examples)
+    assert passes == [1]
+
+
 def test_a_model_learns_last_words(glm, tokenizer, write):
     texts = [f"the {animal} sat on the {place}" for animal, place in (("cat", "mat"), ("dog", "house")) * 2]
     task = load_task("last_word", tokenizer)
@@ -104,6 +114,20 @@ def test_perplexity_scores_every_token_but_the_first_once(glm, tokenizer, write,
     assert metrics["perplexity"] == pytest.approx(math.exp(total / (len(tokens) - 1)), rel=1e-4)
     assert metrics["word_perplexity"] == pytest.approx(math.exp(total / len(TEXT.split())), rel=1e-4)
     assert metrics["log_likelihood"] == pytest.approx(-total / (len(tokens) - 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "A.TXT"])
+def test_a_text_file_is_read_as_other_files_are(tokenizer, tmp_path, name):
+    """Without its byte order mark, and by name where it cannot be read."""
+    task, path = load_task("perplexity", tokenizer), tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbfthe cat sat")
+    [marked] = task.examples(path)
+    path.write_bytes(b"the cat sat")
+    [plain] = task.examples(path)
+    assert marked.blocks.targets.tolist() == plain.blocks.targets.tolist()
+    path.write_bytes(b"the cat\n\xff sat")
+    with pytest.raises(ValueError, match=f"{name}, line 2: not UTF-8"):
+        task.examples(path)
 
 
 def test_gaps_restore_to_their_text(tokenizer, write):

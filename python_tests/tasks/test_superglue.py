@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+import torch
 
 from glm_ext.tasks import SUPERGLUE, load_task
+from glm_ext.tasks.wsc import mark
 
 
 def ask(tokenizer, write, name, record):
@@ -40,7 +42,7 @@ CASES = {
             "idx": 0,
         },
         (
-            '"he ran" or "the door was open"? The man was late so ___.',
+            '"he ran" or "the door was open"? The man was late, so ___.',
             ["he ran", "the door was open"],
             {1},
         ),
@@ -117,31 +119,90 @@ def test_a_checkpoint_is_kept_by_one_of_the_metrics(glm, tokenizer, write, name,
 
 
 def test_a_test_set_has_no_labels(tokenizer, write):
-    for name, record in (("record", RECORD | {"qas": [QUERY]}), ("rte", {"premise": "a", "hypothesis": "b"})):
+    for name, record in (
+        ("record", RECORD | {"qas": [QUERY]}),
+        ("record", RECORD | {"qas": [QUERY | {"answers": []}]}),
+        ("rte", {"premise": "a", "hypothesis": "b"}),
+    ):
         [question] = load_task(name, tokenizer).examples(write("a.jsonl", json.dumps(record)))
         assert question.gold == frozenset()
 
 
-def test_wsc(glm, tokenizer, write):
-    record = {
-        "text": "The man saw the dog because he was late.",
-        "target": {"span1_text": "The man", "span1_index": 0, "span2_text": "he", "span2_index": 6},
-        "label": True,
-        "idx": 0,
+def test_long_fields_are_shortened_as_in_the_public_implementation():
+    shortened = {name: list(description.shorten) for name, description in SUPERGLUE.items()}
+    assert shortened == {
+        "boolq": ["passage"],
+        "cb": ["hypothesis", "premise"],
+        "copa": ["premise"],
+        "multirc": ["passage"],
+        "record": ["passage"],
+        "rte": ["hypothesis", "premise"],
+        "wic": ["sentence1", "sentence2"],
     }
+
+
+WSC = {
+    "text": "The man saw the dog because he was late.",
+    "target": {"span1_text": "The man", "span1_index": 0, "span2_text": "he", "span2_index": 6},
+    "label": True,
+    "idx": 0,
+}
+
+
+def wsc(tokenizer, write, *records):
     task = load_task("wsc", tokenizer)
-    lines = [record, record | {"label": False}]
-    examples = task.examples(write("wsc.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    return task, task.examples(write("wsc.jsonl", "".join(json.dumps(record) + "\n" for record in records)))
+
+
+def test_wsc(glm, tokenizer, write):
+    task, examples = wsc(tokenizer, write, WSC, WSC | {"label": False})
     context = tokenizer.decode(examples[0].prompt.tokens[1:-1])
     assert context == "The man saw the dog because *he* was late. The pronoun '*he*' refers to."
     targets = examples[0].blocks.targets[examples[0].blocks.prefix_len :].tolist()
     assert targets == [*tokenizer.encode(" The man"), tokenizer.eop_id]
     # The false example teaches nothing; whatever is written, one of the two judgements is right.
-    assert float(task.loss(glm.eval(), examples).detach()) == float(task.loss(glm, examples[:1]).detach())
-    loss = task.loss(glm, examples[1:])
+    loss = task.loss(glm.eval(), examples[1:])
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert task.metrics(glm, examples) == {"accuracy": 50.0}
+
+
+def test_wsc_has_the_mean_over_examples(glm, tokenizer, write):
+    """So parts of a batch weigh what their examples do."""
+    longer = {"target": WSC["target"] | {"span1_text": "the dog because"}}
+    labels = [WSC, WSC | {"label": False}, WSC | {"label": False}, WSC | longer]
+    task, examples = wsc(tokenizer, write, *labels)
+    each = [task.loss(glm.eval(), [example]) for example in examples]
+    for size in (2, 3, 4):
+        torch.testing.assert_close(task.loss(glm, examples[:size]), sum(each[:size]) / size)
+
+
+@pytest.mark.parametrize("label", ["false", "False", False])
+def test_wsc_labels_by_name(tokenizer, write, label):
+    [example] = wsc(tokenizer, write, WSC | {"label": label})[1]
+    assert example.label is False
+
+
+def test_wsc_without_labels_neither_teaches_nor_judges(glm, tokenizer, write):
+    task, examples = wsc(tokenizer, write, {k: v for k, v in WSC.items() if k != "label"})
+    for use in (task.loss, task.metrics):
+        with pytest.raises(ValueError, match="expected a label in every example, found one without"):
+            use(glm, examples)
+
+
+@pytest.mark.parametrize(
+    ("text", "pronoun", "index", "expected"),
+    [
+        ("The man saw it.", "it", 3, "The man saw *it*."),
+        ("It is him, they say", "him", 2, "It is *him*, they say"),
+        ("It is  him they\nsay", "they", 3, "It is him *they* say"),
+        ("He said so", "he", 1, "*He* said so"),
+        ("This is his", "his", 1, "This is *his*"),
+        ("history of his", "his", 1, "history of *his*"),
+    ],
+)
+def test_wsc_finds_the_pronoun(text, pronoun, index, expected):
+    assert mark(text, pronoun, index)[0] == expected
 
 
 def test_all_eight_are_there(tokenizer):
@@ -172,12 +233,36 @@ def test_lines_that_are_not_the_benchmarks(tokenizer, write, name, changes, mess
         ("multirc", {"passage": "text"}, "passage: expected an object, got 'text'"),
         ("multirc", {"passage": {"questions": []}}, "questions: expected a list that is not empty"),
         ("record", {"passage": {"text": "a", "entities": [{"end": 1}]}}, "expected a field 'start'"),
-        ("wsc", {"text": "a b", "target": {"span2_text": "b"}}, "expected a field 'span2_index'"),
+        (
+            "multirc",
+            {"passage": {"questions": ["Who?"]}},
+            "questions: expected a list of objects, got 'Who?'",
+        ),
+        (
+            "multirc",
+            {"passage": {"questions": [{"question": "Who?", "answers": [{"text": "a", "label": "false"}]}]}},
+            "label: expected 0 or 1, got 'false'",
+        ),
+        ("record", {"passage": {"text": None, "entities": []}}, "text: expected a text, got None"),
+        (
+            "record",
+            {"passage": {"text": "a", "entities": [{"start": "0", "end": 1}]}},
+            "start: expected a place in the text, got '0'",
+        ),
+        ("wsc", {"text": "a b", "target": {}}, "expected a field 'span1_text'"),
+        ("wsc", WSC | {"target": WSC["target"] | {"span2_text": 3}}, "span2_text: expected a text, got 3"),
         (
             "wsc",
-            {"text": "a b", "target": {"span2_text": "b", "span2_index": 0}},
-            "span2_index: expected the place of 'b', got ['a']",
+            WSC | {"target": WSC["target"] | {"span2_index": None}},
+            "span2_index: expected the place of a word, got None",
         ),
+        (
+            "wsc",
+            WSC | {"target": WSC["target"] | {"span2_index": 0}},
+            "span2_index: expected the place of 'he', got ['The']",
+        ),
+        ("wsc", WSC | {"label": "maybe"}, "label: expected true or false, got 'maybe'"),
+        ("wsc", WSC | {"label": None}, "label: expected true or false, got None"),
     ],
 )
 def test_nested_lines_that_are_broken(tokenizer, write, name, record, message):

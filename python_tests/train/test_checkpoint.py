@@ -10,7 +10,7 @@ from glm_ext.train import Checkpoint, CheckpointError, load_checkpoint, save_che
 from glm_ext.train import checkpoint as module
 
 
-def make(value=1.0, tokenizer="{}"):
+def make(value=1.0, tokenizer="{}", head=None):
     return Checkpoint(
         model={"w": torch.full((3, 4), value)},
         config={"width": 4},
@@ -18,6 +18,7 @@ def make(value=1.0, tokenizer="{}"):
         optimizer={"w.exp_avg": torch.full((3, 4), -value)},
         rng=torch.get_rng_state(),
         state={"step": 5},
+        head=head,
     )
 
 
@@ -26,14 +27,16 @@ def steps(run):
 
 
 @pytest.mark.parametrize("tokenizer", ["{}", None])
-def test_what_was_saved_comes_back(tmp_path, tokenizer):
-    saved = make(2.0, tokenizer)
+@pytest.mark.parametrize("head", [{"w": torch.ones(2)}, None])
+def test_what_was_saved_comes_back(tmp_path, tokenizer, head):
+    saved = make(2.0, tokenizer, head)
     path = save_checkpoint(tmp_path, 5, saved, keep_last=2)
     loaded, folder = load_checkpoint(tmp_path)
     assert folder == path == tmp_path / "step-5"
     assert torch.equal(loaded.model["w"], saved.model["w"])
     assert torch.equal(loaded.optimizer["w.exp_avg"], saved.optimizer["w.exp_avg"])
     assert torch.equal(loaded.rng, saved.rng)
+    assert (loaded.head is None) if head is None else torch.equal(loaded.head["w"], head["w"])
     assert (loaded.config, loaded.state, loaded.tokenizer) == (saved.config, saved.state, saved.tokenizer)
 
 
@@ -51,7 +54,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert load_checkpoint(tmp_path)[0].model["w"][0, 0] == 2.0
 
 
-@pytest.mark.parametrize("failing", ["_digest", "_flush"])
+@pytest.mark.parametrize("failing", ["file_sha256", "_flush"])
 def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch, failing):
     save_checkpoint(tmp_path, 5, make(), keep_last=1)
 
@@ -66,7 +69,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch, failing):
     assert load_checkpoint(tmp_path)[1].name == "step-5"
 
 
-@pytest.mark.parametrize("killed_at", ["_digest", "_flush", "_remove"])
+@pytest.mark.parametrize("killed_at", ["file_sha256", "_flush", "_remove"])
 def test_a_kill_in_the_middle_of_a_save_leaves_the_earlier_one(tmp_path, killed_at):
     """A child process saves step 5, then dies without any cleaning up somewhere in the save of step 6."""
     code = f"""
@@ -111,8 +114,10 @@ def cut_manifest(folder):
     (folder / "manifest.json").write_text('{"model.safe')
 
 
-def empty_manifest(folder):
-    (folder / "manifest.json").write_text("{}")
+def unlist(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["model.safetensors"], manifest["state.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 DAMAGES = [
@@ -121,7 +126,7 @@ DAMAGES = [
     (lose, "rng.safetensors is missing"),
     (lose_manifest, "manifest.json is missing"),
     (cut_manifest, "manifest.json is unreadable"),
-    (empty_manifest, "manifest.json lists nothing"),
+    (unlist, "manifest.json does not list model.safetensors, state.json"),
 ]
 
 

@@ -1,10 +1,15 @@
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from glm_ext.train.loader import StepBatches
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tokens(steps):
@@ -32,6 +37,26 @@ def test_a_step_holds_its_budget_and_no_more(batch_at):
         2,
         3,
     ]
+
+
+def test_a_step_of_many_micro_batches_needs_few_open_files():
+    """300 micro batches of 5 tensors, two steps ahead, where a process may have 1024 files open."""
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+import torch
+from glm_ext.train.loader import StepBatches
+from python_tests.train.conftest import toy_batch
+batches = StepBatches(batch_at=toy_batch, accumulation=300)
+loaded = list(batches.load(range(3), workers=1))
+for step, made in enumerate(loaded):
+    assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(made, batches[step], strict=True))
+print(*map(len, loaded))
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert child.stdout == "300 300 300\n", child.stderr[-1000:]
 
 
 def test_an_error_in_a_worker_is_raised_where_the_batch_is_wanted():

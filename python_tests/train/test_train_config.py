@@ -2,14 +2,8 @@ import dataclasses
 
 import pytest
 
-from glm_ext.train.config import (
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    ObjectivesConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from glm_ext.train.config import DataConfig, ModelConfig, ObjectivesConfig, OptimConfig, TrainConfig
+from glm_ext.train.settings import ConfigError
 
 UNUSUAL = TrainConfig(
     steps=7,
@@ -119,6 +113,19 @@ def test_model_is_built_for_the_tokenizer():
 def test_settings_cannot_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().steps = 3
+
+
+def test_documents_share_an_example_only_where_nothing_is_packed_or_it_is_asked_for():
+    assert DataConfig().joins and not DataConfig(packing=True).joins
+    for asked in (False, True):
+        assert DataConfig(join_documents=asked).joins is asked
+        assert DataConfig(packing=True, join_documents=asked).joins is asked
+
+
+def test_the_budget_of_a_packed_batch():
+    assert DataConfig(seq_length=64).budget(8) is None
+    assert DataConfig(seq_length=64, packing=True).budget(8) == 512
+    assert DataConfig(seq_length=64, packing=True, token_budget=100).budget(8) == 100
 
 
 def test_the_mixture_has_the_settings():

@@ -179,8 +179,8 @@ def test_evaluation_weighs_by_targets_and_uses_no_dropout(tmp_path, trained, toy
     model = trainer.model.eval()
     pieces = [(model.loss(batch).item(), batch.loss_mask.sum().item()) for batch in trainer.held_out]
     expected = sum(loss * weight for loss, weight in pieces) / sum(weight for _, weight in pieces)
-    assert trainer.evaluate() == pytest.approx(expected, rel=1e-6)
-    assert model.training  # as the loop needs it
+    assert trainer.evaluation() == (1, pytest.approx(expected, rel=1e-6), {})
+    assert trainer.model.eval() and trainer._loss(trainer.held_out) and model.training  # as the loop needs it
     assert [row["held_out_loss"] for row in read_metrics(tmp_path) if "held_out_loss" in row] == [
         pytest.approx(expected, rel=1e-6)
     ]

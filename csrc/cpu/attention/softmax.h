@@ -12,14 +12,19 @@ namespace glm::cpu::GLM_ISA {
 template <class C>
 struct PanelView {
   int64_t count;         // keys to compute: up to the last one seen, rounded up to kRowMultiple; 0: none
+  int64_t both;          // the first of them, computed for all vectors; the others for the second (kSplit)
   bool full;             // every query sees all `count`
   int64_t first;         // keys of the tile before this are padding
   C end[kPanelRows<C>];  // one past the last that a slot sees, counted from j0
 
   // `rows` bounds the queries that exist, `keys` the keys of the tile.
   PanelView(const SpanMask& mask, int64_t i0, int64_t rows, int64_t j0, int64_t keys) {
-    const int64_t seen_end = std::min(mask.seen_end(std::min<int64_t>(i0 + kPanelRows<C>, rows)), j0 + keys);
-    count = seen_end <= std::max(j0, mask.begin) ? 0 : round_up(seen_end - j0, kRowMultiple);
+    const auto seen_by = [&](int64_t queries) {  // the first of them
+      const int64_t end = std::min(mask.seen_end(std::min<int64_t>(i0 + queries, rows)), j0 + keys);
+      return end <= std::max(j0, mask.begin) ? 0 : round_up(end - j0, kRowMultiple);
+    };
+    count = seen_by(kPanelRows<C>);
+    both = kSplit<C> ? seen_by(kLanes<C>) : count;
     first = std::max<int64_t>(mask.begin - j0, 0);
     full = first == 0 && mask.full_end(i0) >= j0 + count;
     if (count == 0 || full) return;
@@ -57,7 +62,7 @@ GLM_INLINE void for_kept_keys(const AttentionDropout& dropout, int64_t i0, int64
         if (c + 16 * w >= count) break;
         body(c + 16 * w, [&](int v, VecF x) GLM_INLINE_BODY {
           const VecU word = numbers[v / 2].word[w];
-          return v % 2 ? dropout.keep<true>(word, x) : dropout.keep<false>(word, x);
+          return v % 2 ? dropout.keep<1>(word, x) : dropout.keep<0>(word, x);
         });
       }
     }

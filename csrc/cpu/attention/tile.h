@@ -35,14 +35,21 @@ inline constexpr int kTallRows = 2, kShortRows = 2;
 #endif
 inline constexpr int64_t kRowMultiple = 8;
 
-// The query at a slot (vector v = slot / lanes) of a panel. Not the slot itself: vectors 2g and 2g + 1 hold
-// the queries of the low and of the high halves of one vector of Philox words (core/philox.h).
+// The query at a slot (vector v = slot / lanes) of a panel: the slot itself, but with four lanes, where
+// vectors 2g and 2g + 1 hold the queries of the low and of the high halves of one vector of Philox words
+// (core/philox.h).
 template <class C>
 constexpr int slot_row(int slot) {
+  if (kLanes<C> >= 8) return slot;
   const int vector = slot / kLanes<C>;
   const int counter = vector / 2 * kLanes<C> + slot % kLanes<C>;
   return counter / 8 * 16 + vector % 2 * 8 + counter % 8;
 }
+
+// Where a panel is two vectors, and queries ascend with them, the second sees keys that the first does not:
+// they are computed for the second alone.
+template <class C>
+inline constexpr bool kSplit = kPanelVectors<C> == 2 && kLanes<C> >= 8;
 
 // Calls body(integral_constant<int, height>, row) for tiles that cover rows [0, rows); rows % 8 == 0.
 template <class Body>
@@ -56,10 +63,11 @@ GLM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
 }
 
 // out[row][panel] += sum_k a[k][row] * b[k][panel] for `rows` rows (a multiple of 8), the sum so far scaled
-// by `factor` per query first: out^T += V^T P^T and dQ^T += K^T dS^T.
+// by `factor` per query first: out^T += V^T P^T and dQ^T += K^T dS^T. From k = both on, the panel's second
+// vector alone.
 template <class C, bool kScaled>
-[[gnu::noinline]] void add_transposed(int64_t rows, int64_t depth, const C* a, int64_t a_stride, const C* b,
-                                      const Vec<C>* factor, C* out) {
+[[gnu::noinline]] void add_transposed(int64_t rows, int64_t both, int64_t depth, const C* a, int64_t a_stride,
+                                      const C* b, const Vec<C>* factor, C* out) {
   constexpr int kVectors = kPanelVectors<C>, kWidth = kPanelRows<C>;
   for_row_tiles(rows, [&](auto height, int64_t row) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;
@@ -72,7 +80,18 @@ template <class C, bool kScaled>
         if constexpr (kScaled) tile.at[r][v] *= factor[v];
       }
     }
-    tile.accumulate(depth, a + row, 1, a_stride, b, kWidth);
+    tile.accumulate(both, a + row, 1, a_stride, b, kWidth);
+    if constexpr (kSplit<C>) {
+      if (both < depth) {
+        Tile<C, height.value, 1> second;
+#pragma GCC unroll 16
+        for (int r = 0; r < height.value; ++r) second.at[r][0] = tile.at[r][1];
+        second.accumulate(depth - both, a + row + both * a_stride, 1, a_stride, b + both * kWidth + kLanes<C>,
+                          kWidth);
+#pragma GCC unroll 16
+        for (int r = 0; r < height.value; ++r) tile.at[r][1] = second.at[r][0];
+      }
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < height.value; ++r) {
 #pragma GCC unroll 4

@@ -1,4 +1,5 @@
 // out = sum_s exp2(lse_s - lse) out_s over the splits of the keys, in order; lse = log2 sum_s exp2(lse_s).
+#include <cmath>
 #include <limits>
 
 #include "cuda/attention/split.cuh"
@@ -18,7 +19,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (row >= split.rows) return;
   const int64_t i = row % p.rows, h = row / p.rows % p.heads, b = row / p.rows / p.heads;
 
-  const float own = lane < split.splits ? load_global(split.lse + lane * split.rows + row) : -kInfinity;
+  const float own = lane < split.splits ? load_global(split.lse_of(lane, row)) : -kInfinity;
   float top = own;
 #pragma unroll
   for (int distance = 1; distance < kWarp; distance *= 2)
@@ -30,20 +31,22 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     total += __shfl_xor_sync(kAllLanes, total, distance);
   const float inverse = total == 0.0f ? 0.0f : 1.0f / total;  // 0: a row that sees nothing
 
-  T* place = static_cast<T*>(out.data) + out.offset(b, h, i);
+  T* to = static_cast<T*>(out.data) + out.offset(b, h, i);
   for (int first = 0; first < p.head_dim; first += 2 * kWarp) {
     const int column = first + lane * 2;
+    const bool inside = column < p.head_dim;
     float sum[2] = {};
+#pragma unroll 4
     for (int s = 0; s < split.splits; ++s) {
       const float w = __shfl_sync(kAllLanes, weight, s);
-      if (column >= p.head_dim || w == 0.0f) continue;
-      const Pack<float, 2> part = load_global(
-          reinterpret_cast<const Pack<float, 2>*>(split.out + (s * split.rows + row) * p.head_dim + column));
-      sum[0] += w * part.value[0];
-      sum[1] += w * part.value[1];
+      if (!inside) continue;
+      const auto part =
+          load_global(reinterpret_cast<const Pack<float, 2>*>(split.out_of(p, s, row) + column));
+      sum[0] = fmaf(w, part.value[0], sum[0]);
+      sum[1] = fmaf(w, part.value[1], sum[1]);
     }
-    if (column < p.head_dim)
-      store_global(reinterpret_cast<Pack<T, 2>*>(place + column),
+    if (inside)
+      store_global(reinterpret_cast<Pack<T, 2>*>(to + column),
                    narrow_pair<T>(sum[0] * inverse, sum[1] * inverse));
   }
   if (lane == 0)

@@ -33,7 +33,7 @@ struct ForwardTraits {
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
   static constexpr int kM = kSixteens;   // of rows a warp
   static constexpr int kRows = 64 * kM;  // 4 warps
-  static constexpr int kKeys = kRowBytes <= (kM == 1 ? 512 : 128) ? 64 : 32;
+  static constexpr int kKeys = kRowBytes > 512 ? 16 : kRowBytes > 128 && kM == 2 ? 32 : 64;
   static constexpr int kStages = kRowBytes <= 512 ? 2 : 1;
   static constexpr int kThreads = 128;
   static constexpr int kBlocksPerSm = kRowBytes <= 128 && kM == 1 ? 3 : kRowBytes <= 256 ? 2 : 1;
@@ -126,16 +126,18 @@ __device__ __forceinline__ void write_partial(const ForwardLaunch& launch,
   for (int half = 0; half < 2; ++half) {
     const int i = row + half * 8;
     if (i >= tile.first + tile.count) continue;
-    const int64_t place = launch.split.row(launch.problem, split, tile.b, h, i);
+    const SpanAttention& p = launch.problem;
+    const int64_t place = (tile.b * p.heads + h) * p.rows + i;
+    float* out = launch.split.out_of(p, split, place);
 #pragma unroll
     for (int d = 0; d < Traits::kHeadDim / 8; ++d) {
       const int column = d * 8 + lane % 4 * 2;
-      if (column < launch.problem.head_dim)
+      if (column < p.head_dim)
         store_global(
-            reinterpret_cast<Pack<float, 2>*>(launch.split.out + place * launch.problem.head_dim + column),
+            reinterpret_cast<Pack<float, 2>*>(out + column),
             Pack<float, 2>{{sums[d][half * 2] * inverse[half], sums[d][half * 2 + 1] * inverse[half]}});
     }
-    if (lane % 4 == 0) store_global(launch.split.lse + place, lse[half]);
+    if (lane % 4 == 0) store_global(launch.split.lse_of(split, place), lse[half]);
   }
 }
 

@@ -4,8 +4,7 @@
 //   add_column_products  [16 kM, D]  += P [16 kM, kN] B [kN, D]     what a row gathers; P stays in registers
 //
 // A 16-byte chunk of a row is 8 bf16 or f16 elements, or 4 floats, and two chunks are the depth of one mma
-// either way: 16-bit products are m16n8k16, float ones m16n8k8 on tf32. A float is the sum of a big and a
-// small tf32 to 2^-22, and big big + big small + small big is the product of two to about as much ("3xTF32").
+// either way: 16-bit products are m16n8k16, float ones three m16n8k8 on tf32 (Tf32Pair).
 #pragma once
 
 #include "cuda/attention/tile.cuh"
@@ -21,17 +20,6 @@ struct LeftFragment {
       : word{words[0], words[1], words[2], words[3]} {}
 };
 
-struct Tf32Pair {
-  uint32_t big, small;
-  __device__ __forceinline__ explicit Tf32Pair(uint32_t bits) : big(to_tf32(std::bit_cast<float>(bits))) {
-    small = to_tf32(std::bit_cast<float>(bits) - std::bit_cast<float>(big));
-  }
-  __device__ __forceinline__ uint32_t rest(uint32_t bits) const {
-    return std::bit_cast<uint32_t>(std::bit_cast<float>(bits) - std::bit_cast<float>(big) -
-                                   std::bit_cast<float>(small));
-  }
-};
-
 template <>
 struct LeftFragment<float> {
   uint32_t big[4], small[4];
@@ -39,7 +27,7 @@ struct LeftFragment<float> {
   __device__ __forceinline__ explicit LeftFragment(const uint32_t (&words)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const Tf32Pair pair(words[i]);
+      const Tf32Pair pair(std::bit_cast<float>(words[i]));
       big[i] = pair.big;
       small[i] = pair.small;
     }
@@ -51,8 +39,9 @@ struct LeftFragment<float> {
 template <class T, bool kSwapped = false, bool kExact = false>
 __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a, uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, float>) {
-    const Tf32Pair first(b0), second(b1);
-    if constexpr (kExact) mma_16x8x8_tf32(d, a.big, {first.rest(b0), second.rest(b1)});
+    const float x = std::bit_cast<float>(b0), y = std::bit_cast<float>(b1);
+    const Tf32Pair first(x), second(y);
+    if constexpr (kExact) mma_16x8x8_tf32(d, a.big, {first.rest(x), second.rest(y)});
     if constexpr (kSwapped) mma_16x8x8_tf32(d, a.big, {first.small, second.small});
     mma_16x8x8_tf32(d, a.small, {first.big, second.big});
     if constexpr (!kSwapped) mma_16x8x8_tf32(d, a.big, {first.small, second.small});
@@ -67,7 +56,9 @@ __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a
 template <class T, int kN, bool kSwapped = false, int kM, int kDim>
 __device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], T (*a)[kDim], int row0,
                                                  T (*b)[kDim], int lane) {
-#pragma unroll 2
+  // In dK and dV of floats two steps at once spilled on sm_100a; one has mma enough to hide its loads.
+  constexpr int kSteps = kSwapped && std::is_same_v<T, float> ? 1 : 2;
+#pragma unroll kSteps
   for (int k = 0; k < kDim / (2 * kChunk<T>); ++k) {
     LeftFragment<T> left[kM];
 #pragma unroll

@@ -14,10 +14,10 @@ struct SplitKeys {
   int splits;    // 1: none
   int64_t rows;  // B H S
   float* out;    // [splits, rows, D], normalised by the split's own sum
-  float* lse;    // [splits, rows], base 2
+  float* lse;    // [rows, splits], base 2
 
   static constexpr int64_t kLeastKeys = 256;  // of a split: below, the second kernel costs more than it saves
-  static constexpr int64_t kWantedBlocks = 512;  // two waves and more, on 108 to 148 SMs with 2 blocks each
+  static constexpr int64_t kWantedBlocks = 512;  // 108 to 148 SMs hold up to 3 blocks each
   static constexpr int64_t kMostSplits = kWarp;  // a lane each in the second kernel
 
   SplitKeys(const SpanAttention& p, float* workspace) : splits(1), rows(p.batch * p.heads * p.rows) {
@@ -30,8 +30,11 @@ struct SplitKeys {
   }
   int64_t floats(const SpanAttention& p) const { return splits == 1 ? 0 : splits * rows * (p.head_dim + 1); }
 
-  __device__ __forceinline__ int64_t row(const SpanAttention& p, int split, int b, int h, int i) const {
-    return split * rows + (b * p.heads + h) * p.rows + i;
+  __device__ __forceinline__ float* out_of(const SpanAttention& p, int split, int64_t row) const {
+    return out + (split * rows + row) * p.head_dim;
+  }
+  __device__ __forceinline__ float* lse_of(int split, int64_t row) const {
+    return lse + row * splits + split;
   }
 };
 

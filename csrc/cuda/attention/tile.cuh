@@ -57,7 +57,7 @@ __device__ __forceinline__ Tile find_tile(const SpanAttention& p, TileList list,
     tile.b = place.value[0];
     tile.first = place.value[1];
     if (tile.b < 0) return tile;
-    const int64_t begin = p.cu_seqlens[tile.b], rest = p.rows - begin;
+    const int64_t begin = p.bound(tile.b), rest = p.rows - begin;
     tile.sequence =
         tile.b < p.batch ? p.sequence(tile.b) : SpanSequence{begin, begin, rest, rest, {0, 0, 0, 0}};
   }

@@ -14,9 +14,9 @@ struct GemmProblem {
   GemmOperand a, b;
   // Rows that count, where only the device knows how many: of M, or of K where limits_depth. Null: all.
   const int32_t* count = nullptr;
-  int64_t first = 0;  // the number of row 0 among those counted
-  bool limits_depth = false;
-  int slices = 1;  // of the depth, each a C of its own: an epilogue is told which
+  int64_t first = 0;          // the number of row 0 among those counted
+  bool limits_depth = false;  // and then all but the first add to C
+  int slices = 1;             // of the depth, each a C of its own: an epilogue is told which
 
   __device__ __forceinline__ int64_t limited(int64_t size, bool is_depth) const {
     if (count == nullptr || limits_depth != is_depth) return size;
@@ -63,7 +63,7 @@ bool fours_are_aligned(int64_t stride, const void* pointer) {
 
 // A warp hands 16 x kCols of C, or of a matrix in memory, to an epilogue: a lane has four columns of a row.
 // read(r, c, v) gives the values; `sums` collects what the epilogue leaves of them.
-template <int kCols, class Epilogue, class Read>
+template <int kCols, int kUnroll, class Epilogue, class Read>
 __device__ __forceinline__ void finish_rows(const Epilogue& epilogue, const Read& read, int64_t row,
                                             int64_t col, int64_t row_end, int64_t col_end, int slice,
                                             int lane, float (&sums)[4]) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void finish_rows(const Epilogue& epilogue, const Read
   const int c = lane % kLanes * 4;
   const int64_t left = col_end - col - c;
   const int count = left < 4 ? static_cast<int>(left) : 4;
-#pragma unroll 2
+#pragma unroll kUnroll
   for (int r = lane / kLanes; r < 16; r += kWarp / kLanes) {
     if (row + r >= row_end || count <= 0) continue;
     float v[4];
@@ -87,7 +87,7 @@ __device__ __forceinline__ void finish_rows(const Epilogue& epilogue, const Read
 
 // The block's sums of columns, the lower half after the upper: sums [row tiles, N].
 template <class Traits>
-__device__ __forceinline__ void finish_sums(float (&sums)[4], typename Traits::Shared& shared, float* out,
+__device__ __forceinline__ void finish_sums(float (&sums)[4], float (&shared)[2][Traits::kRows], float* out,
                                             int64_t col, int64_t col_end, int warp, int lane) {
   constexpr int kLanes = Traits::kWarpCols / 4;
 #pragma unroll
@@ -97,14 +97,12 @@ __device__ __forceinline__ void finish_sums(float (&sums)[4], typename Traits::S
       sums[i] += __shfl_xor_sync(kAllLanes, sums[i], mask);
   const int across = warp % Traits::kWarpsAcross * Traits::kWarpCols;
   if (lane < kLanes)
-    store_shared(
-        reinterpret_cast<Pack<float, 4>*>(&shared.out.sums[warp / Traits::kWarpsAcross][across + lane * 4]),
-        Pack<float, 4>{{sums[0], sums[1], sums[2], sums[3]}});
+    store_shared(reinterpret_cast<Pack<float, 4>*>(&shared[warp / Traits::kWarpsAcross][across + lane * 4]),
+                 Pack<float, 4>{{sums[0], sums[1], sums[2], sums[3]}});
   __syncthreads();
   const int thread = static_cast<int>(threadIdx.x);
   if (out != nullptr && thread < Traits::kRows && col + thread < col_end)
-    store_global(out + col + thread,
-                 load_shared(&shared.out.sums[0][thread]) + load_shared(&shared.out.sums[1][thread]));
+    store_global(out + col + thread, load_shared(&shared[0][thread]) + load_shared(&shared[1][thread]));
 }
 
 template <class T, Layout kA, Layout kB, class Epilogue>
@@ -122,6 +120,7 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads, GemmTraits<T>::kBlock
   const int64_t row0 = row_tile * Traits::kRows, col0 = within / high * Traits::kRows;
   const int64_t rows = p.limited(p.rows, false), depth = p.limited(p.depth, true);
   if (row0 >= rows) return;
+  if (p.limits_depth && p.first > 0 && depth == 0) return;  // nothing to add to what was there
 
   const int slice = static_cast<int>(blockIdx.y);
   const int64_t all_steps = (depth + Traits::kDepth - 1) / Traits::kDepth;
@@ -167,13 +166,14 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads, GemmTraits<T>::kBlock
 #pragma unroll
       for (int e = 0; e < 4; ++e) v[e] = pack.value[e];
     };
-    finish_rows<Traits::kWarpCols>(epilogue, read, row0 + row + i * 16, col0 + col, rows, p.cols, slice, lane,
-                                   sums);
+    finish_rows<Traits::kWarpCols, 2>(epilogue, read, row0 + row + i * 16, col0 + col, rows, p.cols, slice,
+                                      lane, sums);
     __syncwarp();
   }
   if constexpr (Epilogue::kSums)
-    finish_sums<Traits>(sums, shared, epilogue.sums == nullptr ? nullptr : epilogue.sums + row_tile * p.cols,
-                        col0, p.cols, warp, lane);
+    finish_sums<Traits>(sums, shared.out.sums,
+                        epilogue.sums == nullptr ? nullptr : epilogue.sums + row_tile * p.cols, col0, p.cols,
+                        warp, lane);
 }
 
 // The same epilogue over a matrix that another kernel has computed: values [M, N] with any strides.
@@ -184,11 +184,15 @@ struct Values {
   bool whole;  // four neighbours at a time
 };
 
+template <class T>
+struct ColumnSums {
+  float sums[2][GemmTraits<T>::kRows];
+};
+
 template <class T, class Epilogue>
 __global__ void __launch_bounds__(GemmTraits<T>::kThreads)
     elementwise_kernel(Values<T> values, Epilogue epilogue) {
   using Traits = GemmTraits<T>;
-  auto& shared = shared_memory<typename Traits::Shared>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Traits::kRows,
                 row = row0 + warp / Traits::kWarpsAcross * Traits::kWarpRows;
@@ -202,11 +206,11 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads)
 #pragma unroll
       for (int e = 0; e < 4; ++e) v[e] = e < count ? widen(load_global(place + e * values.col_stride)) : 0.0f;
     };
-    finish_rows<Traits::kWarpCols>(epilogue, read, row + i * 16, col, values.rows, values.cols, 0, lane,
-                                   sums);
+    finish_rows<Traits::kWarpCols, 4>(epilogue, read, row + i * 16, col, values.rows, values.cols, 0, lane,
+                                      sums);
   }
   if constexpr (Epilogue::kSums)
-    finish_sums<Traits>(sums, shared,
+    finish_sums<Traits>(sums, shared_memory<ColumnSums<T>>().sums,
                         epilogue.sums == nullptr ? nullptr : epilogue.sums + blockIdx.x * values.cols, col0,
                         values.cols, warp, lane);
 }
@@ -251,7 +255,7 @@ void elementwise(int64_t rows, int64_t cols, const GemmOperand& x, const Epilogu
                             fours_are_aligned<T>(x.row_stride, x.data)};
   launch(elementwise_kernel<T, Epilogue>,
          dim3{blocks_for(rows, Traits::kRows), blocks_for(cols, Traits::kRows), 1},
-         dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared), stream, values, epilogue);
+         dim3{Traits::kThreads, 1, 1}, Epilogue::kSums ? sizeof(ColumnSums<T>) : 0, stream, values, epilogue);
 }
 
 // C as it is, plus a bias, into rows of `stride` elements.

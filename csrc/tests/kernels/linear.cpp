@@ -72,6 +72,7 @@ void test_linear() {
     check<T>(1, 1, 1);
     check<T>(7, 5, 3);
     check<T>(391, 17, 41);
+    check<T>(5, 300, 35);  // dot products
   });
 }
 

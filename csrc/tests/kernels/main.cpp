@@ -10,6 +10,7 @@ int main() {
   glm::test::test_gelu_mlp();
   glm::test::test_linear();
   glm::test::test_linear_cross_entropy();
+  glm::test::test_parallel();
   glm::test::test_span_attention();
   return glm::test::finish();
 }

@@ -19,6 +19,7 @@ void test_embedding_2d();
 void test_gelu_mlp();
 void test_linear();
 void test_linear_cross_entropy();
+void test_parallel();
 void test_span_attention();
 
 template <class T>

@@ -47,8 +47,8 @@ def document_span(
 
     Prefix form: the span is all from some place to the end, in the extreme all but the first [CLS]; its last
     target is the text's own last token. Infill form: the span has a place in the only document, and its end
-    is an eop. A text of several documents always takes the prefix form: no infilled span crosses their ends.
-    None if there is nothing to blank out.
+    is an eop. A text of several documents, closed or cut, always takes the prefix form: no infilled span
+    crosses their ends. None if there is nothing to blank out.
 
     >>> text = np.arange(100, 120)
     >>> example = document_span(text, np.random.default_rng(0), SpecialIds(), DocumentSettings(infill=0.0))
@@ -56,10 +56,10 @@ def document_span(
     True
     """
     infill = rng.random() < settings.infill
-    if infill and not (tokens[:-1] == ids.eos).any():
-        segments = document_segments(tokens, eos=ids.eos, cls=ids.cls)
-        if not segments:
-            return None
+    segments = document_segments(tokens, eos=ids.eos, cls=ids.cls) if infill else []
+    if infill and not segments:
+        return None
+    if len(segments) == 1:
         [(offset, room)] = segments
         length = _span_length(rng, room, settings)
         start = offset + int(rng.integers(0, room - length, endpoint=True))

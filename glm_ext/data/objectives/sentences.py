@@ -21,7 +21,7 @@ _SENTENCE_END = re.compile(f"(?:{_MARK})+(?:{_CLOSING})*\n*|\n+".encode())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceSettings:
-    """Blank out at least int(ratio * N) tokens of a text of N."""
+    """Blank out at least int(ratio * N) tokens of a text of N, or all whole sentences if they are fewer."""
 
     ratio: float = 0.15
 

@@ -9,28 +9,29 @@ from ..blocks import Weights
 from ..spans import Ints
 from ..special import SpecialIds
 
+_MIN_LENGTH = 32
+
 
 def crop(
     tokens: Ints,
     rng: np.random.Generator,
     ids: SpecialIds,
     *,
-    min_length: int = 32,
     weights: Weights | None = None,
     ends: Flags | None = None,
 ) -> tuple[Ints, Weights | None, Flags | None]:
     """[CLS] and a piece of the text, at a uniform place; the piece's weights (0 on the [CLS]) and ends.
 
-    The length is uniform in min_length .. N - 1, [CLS] included (one less where the piece begins with a
-    document). A text no longer than min_length stays as it is.
+    The length is uniform in 32 .. N - 1, [CLS] included (one less where the piece begins with a document). A
+    text no longer than 32 stays as it is.
 
     >>> short, _, _ = crop(np.arange(100, 200), np.random.default_rng(0), SpecialIds())
     >>> int(short[0]) == SpecialIds().cls, 32 <= len(short) < 100
     (True, True)
     """
-    if len(tokens) <= min_length:
+    if len(tokens) <= _MIN_LENGTH:
         return tokens, weights, ends
-    length = int(rng.integers(min_length, len(tokens)))
+    length = int(rng.integers(_MIN_LENGTH, len(tokens)))
     begin = int(rng.integers(0, len(tokens) - length, endpoint=True))
     end = begin + length
     if tokens[begin + 1] == ids.cls:  # a document begins there: its own [CLS] is the first token

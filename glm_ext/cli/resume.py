@@ -1,0 +1,36 @@
+"""Going on with a run: what the two commands that train share."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from glm_ext.cli.errors import UserError
+from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
+from glm_ext.train.settings import Settings
+
+_S = TypeVar("_S", bound=Settings)
+
+
+def resumed(
+    cls: type[_S], run: Path, given: Mapping[str, Any], *, may_change: Collection[str] = ()
+) -> tuple[_S, Checkpoint]:
+    """The settings of a run and its last checkpoint. given: the options on the command line, None if not."""
+    if others := sorted({name for name in given if given[name] is not None} - {"resume", *may_change}):
+        raise UserError(
+            f"--resume takes its settings from {run / 'config.yaml'}; leave out --{', --'.join(others)}"
+        )
+    checkpoint, folder = load_checkpoint(run)
+    if folder == run:
+        raise UserError(f"--resume: expected the run folder {run.parent}, got one of its checkpoints")
+    return cls.from_yaml(run / "config.yaml"), checkpoint
+
+
+def stopped_by(number: signal.Signals, command: str, run: Path, step: int) -> int:
+    """Says how to go on with a run that a signal has stopped; the exit code."""
+    print(f"\nstopped by {number.name}, saved at step {step}; go on with:\n")
+    print(f"  {shlex.join(['glm-ext', command, '--resume', str(run)])}", flush=True)
+    return 128 + number

@@ -1,5 +1,0 @@
-"""See glm_ext.extras."""
-
-from glm_ext.extras import MissingExtra, require
-
-__all__ = ["MissingExtra", "require"]
