@@ -35,8 +35,8 @@ __all__: list[str] = [
     "linear_cross_entropy_workspace",
     "linear_forward",
     "span_attention_backward",
-    "span_attention_backward_workspace",
     "span_attention_forward",
+    "span_attention_workspace",
     "sum_groups",
 ]
 
@@ -263,17 +263,6 @@ def span_attention_backward(
     seed: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> None: ...
-def span_attention_backward_workspace(
-    batch: typing.SupportsInt | typing.SupportsIndex,
-    heads: typing.SupportsInt | typing.SupportsIndex,
-    rows: typing.SupportsInt | typing.SupportsIndex,
-    packed: bool,
-    target: int | tuple[int, int],
-) -> int:
-    """
-    Floats that the workspace of span_attention_backward must hold; 0: it takes none.
-    """
-
 def span_attention_forward(
     query: torch.Tensor | None,
     key: torch.Tensor | None,
@@ -284,11 +273,26 @@ def span_attention_forward(
     cu_seqlens: torch.Tensor | None,
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
+    workspace: torch.Tensor | None,
     scale: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> None: ...
+def span_attention_workspace(
+    backward: bool,
+    batch: typing.SupportsInt | typing.SupportsIndex,
+    heads: typing.SupportsInt | typing.SupportsIndex,
+    head_dim: typing.SupportsInt | typing.SupportsIndex,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    keys: typing.SupportsInt | typing.SupportsIndex,
+    packed: bool,
+    target: int | tuple[int, int],
+) -> int:
+    """
+    Floats that the workspace must hold; 0: it takes none.
+    """
+
 def sum_groups(rows: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
     How many partial sums a bias gradient over `rows` rows is taken in.

@@ -76,13 +76,15 @@ SpanAttention problem_of(const View& query, const View& key, const View& value, 
 }
 
 void forward(View query, View key, View value, View prefix_len, View seq_len, View start, View cu_seqlens,
-             View out, View lse, double scale, double dropout_p, uint64_t seed, Target target) {
+             View out, View lse, View workspace, double scale, double dropout_p, uint64_t seed,
+             Target target) {
   run(target, cpu::kernels().span_attention_forward, cuda::kernels().span_attention_forward,
       {
           .problem = problem_of(query, key, value, prefix_len, seq_len, start, cu_seqlens, scale, dropout_p,
                                 seed, target),
           .out = rows_of(out),
           .lse = statistics_of(lse),
+          .workspace = static_cast<float*>(workspace.data),
       });
 }
 
@@ -104,20 +106,34 @@ void backward(View query, View key, View value, View prefix_len, View seq_len, V
       });
 }
 
-int64_t backward_workspace(int64_t batch, int64_t heads, int64_t rows, bool packed, Target target) {
-  return target.gpu ? SpanAttentionGpuWorkspace(batch, heads, rows, packed).size : 0;
+int64_t workspace(bool backward, int64_t batch, int64_t heads, int64_t head_dim, int64_t rows, int64_t keys,
+                  bool packed, Target target) {
+  const cuda::Kernels& kernels = cuda::kernels();
+  const auto floats =
+      backward ? kernels.span_attention_backward_workspace : kernels.span_attention_forward_workspace;
+  if (!target.gpu || floats == nullptr) return 0;
+  static const int64_t some = 0;  // only whether there are any is asked
+  SpanAttention p = {};
+  p.batch = batch;
+  p.heads = heads;
+  p.head_dim = head_dim;
+  p.rows = rows;
+  p.keys = keys;
+  p.cu_seqlens = packed ? &some : nullptr;
+  return floats(p);
 }
 
 }  // namespace
 
 void register_span_attention(py::module_& m) {
   m.def("span_attention_forward", &forward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
-        "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "scale"_a, "dropout_p"_a, "seed"_a, "target"_a);
+        "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a,
+        "target"_a);
   m.def("span_attention_backward", &backward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
         "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "grad_out"_a, "grad_lse"_a, "grad_query"_a, "grad_key"_a,
         "grad_value"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a, "target"_a);
-  m.def("span_attention_backward_workspace", &backward_workspace, "batch"_a, "heads"_a, "rows"_a, "packed"_a,
-        "target"_a, "Floats that the workspace of span_attention_backward must hold; 0: it takes none.");
+  m.def("span_attention_workspace", &workspace, "backward"_a, "batch"_a, "heads"_a, "head_dim"_a, "rows"_a,
+        "keys"_a, "packed"_a, "target"_a, "Floats that the workspace must hold; 0: it takes none.");
 }
 
 }  // namespace glm

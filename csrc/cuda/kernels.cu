@@ -17,6 +17,8 @@ const Kernels& kernels() {
       .linear_cross_entropy = linear_cross_entropy,
       .span_attention_forward = span_attention_forward,
       .span_attention_backward = span_attention_backward,
+      .span_attention_forward_workspace = span_attention_forward_workspace,
+      .span_attention_backward_workspace = span_attention_backward_workspace,
   };
   return table;
 }

@@ -23,6 +23,9 @@ void gelu_mlp_gelu_grad(const GeluMlpGeluGrad&, cudaStream_t);
 void linear_cross_entropy(const LinearCrossEntropy&, cudaStream_t);
 void span_attention_forward(const SpanAttentionForward&, cudaStream_t);
 void span_attention_backward(const SpanAttentionBackward&, cudaStream_t);
+// Floats of workspace. They depend on sizes alone, and on cu_seqlens being there.
+int64_t span_attention_forward_workspace(const SpanAttention&);
+int64_t span_attention_backward_workspace(const SpanAttention&);
 
 // Those that this build has; null: none.
 struct Kernels {
@@ -37,6 +40,8 @@ struct Kernels {
   void (*linear_cross_entropy)(const LinearCrossEntropy&, cudaStream_t);
   void (*span_attention_forward)(const SpanAttentionForward&, cudaStream_t);
   void (*span_attention_backward)(const SpanAttentionBackward&, cudaStream_t);
+  int64_t (*span_attention_forward_workspace)(const SpanAttention&);
+  int64_t (*span_attention_backward_workspace)(const SpanAttention&);
 };
 const Kernels& kernels();
 

@@ -68,16 +68,7 @@ struct SpanAttentionForward {
   SpanAttention problem;
   AttentionRows out;  // as query
   AttentionRows lse;  // [B, H, S] or [H, N], float; double for f64
-};
-
-// The workspace of backward on a GPU: four floats for each row of a tile of 64, one head after another.
-struct SpanAttentionGpuWorkspace {
-  int64_t head;  // rows of one head (of one sequence, when dense)
-  int64_t size;  // floats
-
-  SpanAttentionGpuWorkspace(int64_t batch, int64_t heads, int64_t rows, bool packed)
-      : head((packed ? rows / 64 + batch + 1 : (rows + 63) / 64) * 64),
-        size(4 * head * heads * (packed ? 1 : batch)) {}
+  float* workspace;   // of a GPU's kernels (cuda/kernels.h); null on a CPU
 };
 
 struct SpanAttentionBackward {
@@ -87,7 +78,7 @@ struct SpanAttentionBackward {
   AttentionRows grad_lse;              // as lse; data null: none came
   AttentionRows grad_query;            // as query
   AttentionRows grad_key, grad_value;  // as key, value
-  float* workspace;                    // SpanAttentionGpuWorkspace; null on a CPU
+  float* workspace;                    // of a GPU's kernels (cuda/kernels.h); null on a CPU
 };
 
 }  // namespace glm

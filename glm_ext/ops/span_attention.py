@@ -158,11 +158,29 @@ def _forward(
     out, lse = _forward_fake(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p
     )
+    where = target("span_attention", query)
+    workspace = _workspace(False, query, key, prefix_len, cu_seqlens, where)
     _C.span_attention_forward(
-        query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse,
-        scale, dropout_p, seed_value(seed), target("span_attention", query),
+        query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, workspace,
+        scale, dropout_p, seed_value(seed), where,
     )  # fmt: skip
     return out, lse
+
+
+def _workspace(
+    backward: bool,
+    query: Tensor,
+    key: Tensor,
+    prefix_len: Tensor,
+    cu_seqlens: Tensor | None,
+    where: int | tuple[int, int],
+) -> Tensor | None:
+    packed = cu_seqlens is not None
+    rows, keys = (query.shape[0], key.shape[0]) if packed else (query.shape[2], key.shape[2])
+    size = _C.span_attention_workspace(
+        backward, prefix_len.shape[0], query.shape[1], query.shape[-1], rows, keys, packed, where
+    )
+    return None if size == 0 else query.new_empty(size, dtype=torch.float32)
 
 
 def _forward_fake(
@@ -203,16 +221,13 @@ def write_gradients(
 ) -> None:
     """Fill `grads`, of query, key and value; unit last stride. The rest as `_backward_fake`."""
     *tensors, seed, scale, dropout_p = saved_and_options  # query to lse
-    query, prefix_len, cu_seqlens, lse = tensors[0], tensors[3], tensors[6], tensors[8]
+    query, key, _, prefix_len, _, _, cu_seqlens, *_ = tensors
     where = target("span_attention_backward", query)
-    size = _C.span_attention_backward_workspace(
-        prefix_len.shape[0], query.shape[1], lse.shape[-1], cu_seqlens is not None, where
-    )
-    workspace = None if size == 0 else lse.new_empty(size)
+    workspace = _workspace(True, query, key, prefix_len, cu_seqlens, where)
     if grad_out.stride(-1) != 1 or (workspace is not None and not _is_aligned(grad_out)):
         grad_out = grad_out.clone(memory_format=torch.contiguous_format)
-    options = (scale, dropout_p, seed_value(seed), where)
-    arguments = (*tensors, grad_out, grad_lse, *grads, workspace, *options)
+    options = (workspace, scale, dropout_p, seed_value(seed), where)
+    arguments = (*tensors, grad_out, grad_lse, *grads, *options)
     _C.span_attention_backward(*arguments)
 
 

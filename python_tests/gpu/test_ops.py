@@ -25,6 +25,7 @@ from ..simt import test_dropout_add_layer_norm as layer_norm_simt
 from ..simt import test_gelu_mlp as mlp_simt
 from ..simt import test_linear_cross_entropy as loss_simt
 from ..simt import test_span_attention as attention_simt
+from ..simt import test_span_attention_tiles as attention_tiles
 from ..simt.backend import assert_same_bits
 from ..simt.checks import GPU_DTYPES, forward_and_backward
 
@@ -101,11 +102,21 @@ def test_linear_cross_entropy(
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-@pytest.mark.parametrize("case", attention_simt.CASES, ids=lambda c: str(c[0]))
+@pytest.mark.parametrize(
+    "case", [*attention_simt.CASES, *map(attention_tiles.long_case, (64, 128))], ids=lambda c: str(c[0])
+)
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 def test_span_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p: float) -> None:
     inputs, options = attention_simt.make_inputs(case, dtype)
     options = {name: t.cuda() for name, t in options.items()} | {"dropout_p": dropout_p, "return_lse": True}
+    check_op(ops.span_attention, reference.span_attention, on_gpu(inputs), **options)
+
+
+@pytest.mark.parametrize("case", attention_tiles.DECODING, ids=lambda c: str(c[0]))
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+def test_span_attention_decoding(dtype: torch.dtype, case: attention_simt.Case) -> None:
+    inputs, options = attention_simt.make_inputs(case, dtype)
+    options = {name: t.cuda() for name, t in options.items()} | {"return_lse": True}
     check_op(ops.span_attention, reference.span_attention, on_gpu(inputs), **options)
 
 
@@ -161,8 +172,8 @@ def loss_call(dtype: torch.dtype, *shape: int) -> Call:
     ]
 
 
-def attention_call(dtype: torch.dtype, head_dim: int) -> Call:
-    inputs, _ = attention_simt.make_inputs(((1, 2, 1, 70, 70, head_dim), [20], None, None), dtype)
+def attention_call(dtype: torch.dtype, head_dim: int, rows: int = 70, keys: int = 70) -> Call:
+    inputs, _ = attention_simt.make_inputs(((1, 2, 1, rows, keys, head_dim), [20], None, None), dtype)
     return functools.partial(ops.span_attention, dropout_p=0.1, return_lse=True), inputs
 
 
@@ -184,6 +195,8 @@ SMALL: dict[str, Callable[[torch.dtype], Call]] = {
     "attention, 64": lambda dtype: attention_call(dtype, 64),
     "attention, 128": lambda dtype: attention_call(dtype, 128),
     "attention, 256": lambda dtype: attention_call(dtype, 256),
+    "attention, tiles of 128 rows": lambda dtype: attention_call(dtype, 64, 1031, 1031),
+    "attention, split keys": lambda dtype: attention_call(dtype, 64, 3, 1031),
     "attention, packed": packed_call,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,3 +50,9 @@ def access_costs(simt: Simt) -> tuple[Counter[str], Counter[str]]:
         cost[count.space] += count.cost
         ideal[count.space] += count.ideal
     return cost, ideal
+
+
+def excesses(simt: Simt) -> tuple[set[str], set[tuple[str, str, float]]]:
+    """Files with accesses since the last call; (space, file, cost over ideal) of those that cost too much."""
+    counts = [(c.space, Path(c.file).name, c.cost / c.ideal) for c in simt.module.take_counts()]
+    return {file for _, file, _ in counts}, {count for count in counts if count[2] != 1.0}

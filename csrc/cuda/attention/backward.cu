@@ -15,7 +15,7 @@ template <class T>
 __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(BackwardLaunch launch) {
   const SpanAttention& p = launch.op.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Tile tile = find_tile<TilesOf::rows>(p, static_cast<int>(blockIdx.x), 64);
+  const Tile tile = find_tile<TilesOf::rows>(p, launch.rows, static_cast<int>(blockIdx.x));
   if (tile.count == 0) return;
   const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
   const int row = tile.first + warp * 16 + lane / 4;                 // and 8 further: in the sequence
@@ -52,6 +52,10 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(Backward
 
 }  // namespace
 
+int64_t span_attention_backward_workspace(const SpanAttention& p) {
+  return RowStatistics(p, nullptr).size * 4 + TileList::size(p, kTileRows) * 4;
+}
+
 void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t stream) {
   const SpanAttention& p = op.problem;
   if (p.batch == 0 && p.cu_seqlens == nullptr) return;
@@ -59,17 +63,26 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
   check_attention(p);
   check_rows("out", op.out, element_bytes(p.dtype));
   check_rows("grad_out", op.grad_out, element_bytes(p.dtype));
+  check_rows("grad_query", op.grad_query, element_bytes(p.dtype));
+  check_rows("grad_key", op.grad_key, element_bytes(p.dtype));
+  check_rows("grad_value", op.grad_value, element_bytes(p.dtype));
+  const RowStatistics statistics(p, op.workspace);
+  const TileList rows = {reinterpret_cast<Pack<int, 2>*>(statistics.data + statistics.size)};
   const BackwardLaunch params = {
       .op = op,
-      .statistics = RowStatistics(p, op.workspace),
+      .statistics = statistics,
       .scale = static_cast<float>(p.scale),
       .scale_log2 = static_cast<float>(p.scale * kLog2E),
       .keep = KeepRule(p.dropout),
+      .rows = rows,
+      .keys = {rows.data + TileList::size(p, kTileRows)},
   };
+  launch_tile_list(p, TilesOf::rows, kTileRows, params.rows, stream);
+  launch_tile_list(p, TilesOf::keys, kTileRows, params.keys, stream);
   if (p.rows > 0) {
     visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
-      launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, 64), dim3{kStatisticsThreads, 1, 1}, 0, stream,
-             params);
+      launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, kTileRows), dim3{kStatisticsThreads, 1, 1}, 0,
+             stream, params);
     });
     launch_grad_query(params, stream);
   }

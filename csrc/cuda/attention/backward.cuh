@@ -25,10 +25,12 @@ struct alignas(16) RowStatistic {
 struct RowStatistics {
   RowStatistic* data;
   int64_t head;  // places of one head (of one sequence, when dense)
+  int64_t size;
 
   RowStatistics(const SpanAttention& p, float* workspace)
       : data(reinterpret_cast<RowStatistic*>(workspace)),
-        head(SpanAttentionGpuWorkspace(p.batch, p.heads, p.rows, p.cu_seqlens != nullptr).head) {}
+        head((p.cu_seqlens == nullptr ? (p.rows + 63) / 64 : TileList::size(p, kTileRows)) * 64),
+        size(head * p.heads * (p.cu_seqlens == nullptr ? p.batch : 1)) {}
 
   // Of row 0 of a sequence. Packed sequence b begins at or after 64 (first_row / 64 + b): none overlap.
   __device__ __forceinline__ RowStatistic* of(const SpanAttention& p, const Tile& tile, int64_t h) const {
@@ -42,6 +44,7 @@ struct BackwardLaunch {
   RowStatistics statistics;
   float scale, scale_log2;
   KeepRule keep;
+  TileList rows, keys;
 };
 
 template <class Element, int kPaddedDim>

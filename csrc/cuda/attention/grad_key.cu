@@ -49,8 +49,9 @@ __device__ __forceinline__ void probabilities_and_gradients(float (&scores)[kQue
 
 // The same rows without the columns before `first`, a multiple of 8 chunks.
 template <class T, int kDim>
-__device__ __forceinline__ T (*columns_from(T (*tile)[kDim], int first))
-    [kDim] { return reinterpret_cast<T(*)[kDim]>(tile[0] + first); }
+__device__ __forceinline__ auto columns_from(T (*tile)[kDim], int first) -> T (*)[kDim] {
+  return reinterpret_cast<T(*)[kDim]>(tile[0] + first);
+}
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const SpanAttention& p = launch.op.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int part = static_cast<int>(blockIdx.x) % Traits::kParts * kOut;  // first column
-  const Tile tile = find_tile<TilesOf::keys>(p, static_cast<int>(blockIdx.x) / Traits::kParts, Traits::kTile);
+  const Tile tile = find_tile<TilesOf::keys>(p, launch.keys, static_cast<int>(blockIdx.x) / Traits::kParts);
   if (tile.count == 0) return;
   const SpanMask& mask = tile.sequence.mask;
   const int kv_head = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     copy_async_commit();
   }
 
-  float grad_key[kOut / 8][4] = {}, grad_value[kOut / 8][4] = {};
+  float grad_key[1][kOut / 8][4] = {}, grad_value[1][kOut / 8][4] = {};
   for (int step = 0; step < steps; ++step) {
     const int h = kv_head * group + step / tiles, query0 = (m_begin + step % tiles) * kQueries;
     auto& stage = shared.tiles.walking[step % Traits::kStages];
@@ -116,22 +117,22 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     copy_async_wait<kAhead>();
     __syncthreads();
 
-    float scores[kQueries / 8][4] = {}, grads[kQueries / 8][4] = {};
+    float scores[1][kQueries / 8][4] = {}, grads[1][kQueries / 8][4] = {};
     add_row_products<T, kQueries, true>(scores, shared.tiles.fixed[0], warp * 16, stage[0], lane);
     add_row_products<T, kQueries, true>(grads, shared.tiles.fixed[1], warp * 16, stage[1], lane);
 #pragma unroll
     for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scores[j][i] *= launch.scale_log2;
+      for (int i = 0; i < 4; ++i) scores[0][j][i] *= launch.scale_log2;
     uint32_t keep[2] = {kAllLanes, kAllLanes};
     if (launch.keep.active) take_keys(keep, shared.keep, warp, lane);
     const RowStatistic* statistics = shared.statistics[step % Traits::kStages];
     if (query0 >= first_full) {
-      probabilities_and_gradients<false, kQueries>(scores, grads, statistics, launch.keep, keep, first_row,
-                                                   query0, lane);
+      probabilities_and_gradients<false, kQueries>(scores[0], grads[0], statistics, launch.keep, keep,
+                                                   first_row, query0, lane);
     } else {
-      probabilities_and_gradients<true, kQueries>(scores, grads, statistics, launch.keep, keep, first_row,
-                                                  query0, lane);
+      probabilities_and_gradients<true, kQueries>(scores[0], grads[0], statistics, launch.keep, keep,
+                                                  first_row, query0, lane);
     }
     add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from(stage[1], part), lane);
     add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from(stage[0], part), lane);
@@ -145,18 +146,18 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     if (begin <= key + half * 8 && key + half * 8 < end) continue;
 #pragma unroll
     for (int d = 0; d < kOut / 8; ++d) {
-      grad_key[d][half * 2] = grad_key[d][half * 2 + 1] = 0.0f;
-      grad_value[d][half * 2] = grad_value[d][half * 2 + 1] = 0.0f;
+      grad_key[0][d][half * 2] = grad_key[0][d][half * 2 + 1] = 0.0f;
+      grad_value[0][d][half * 2] = grad_value[0][d][half * 2 + 1] = 0.0f;
     }
   }
   const auto place = [&](const AttentionRows& x) {
     return rows_of<T>(x, p, tile, kv_head, tile.sequence.first_key) + (tile.first + warp * 16) * x.row + part;
   };
   const int left = tile.count - warp * 16;
-  write_rows<T, kOut>(place(launch.op.grad_key), launch.op.grad_key.row, grad_key,
+  write_rows<T, kOut>(place(launch.op.grad_key), launch.op.grad_key.row, grad_key[0],
                       {launch.scale, launch.scale}, shared.tiles.fixed[0], warp * 16, left, head_dim - part,
                       lane);
-  write_rows<T, kOut>(place(launch.op.grad_value), launch.op.grad_value.row, grad_value,
+  write_rows<T, kOut>(place(launch.op.grad_value), launch.op.grad_value.row, grad_value[0],
                       {launch.keep.scale, launch.keep.scale}, shared.tiles.fixed[1], warp * 16, left,
                       head_dim - part, lane);
 }
@@ -167,7 +168,7 @@ void launch_grad_key_and_value(const BackwardLaunch& params, cudaStream_t stream
   const SpanAttention& p = params.op.problem;
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     using Traits = GradKeyTraits<T, dim.value>;
-    dim3 grid = tile_grid(p, TilesOf::keys, Traits::kTile);
+    dim3 grid = tile_grid(p, TilesOf::keys, kTileRows);
     grid.x *= Traits::kParts;
     launch(grad_key_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared),
            stream, params);

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   auto& shared = shared_memory<typename Traits::Shared>();
   const SpanAttention& p = launch.op.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Tile tile = find_tile<TilesOf::rows>(p, static_cast<int>(blockIdx.x), Traits::kTile);
+  const Tile tile = find_tile<TilesOf::rows>(p, launch.rows, static_cast<int>(blockIdx.x));
   if (tile.count == 0) return;
   const SpanMask& mask = tile.sequence.mask;
   const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const RowStatistic* place = launch.statistics.of(p, tile, h) + row;
   const RowStatistic statistics[2] = {load_global(place), load_global(place + 8)};
 
-  float sums[kDim / 8][4] = {};
+  float sums[1][kDim / 8][4] = {};
   uint32_t keep = kAllLanes;  // of 64 keys
   for (int n = tiles.end - 1; n >= tiles.begin; --n) {
     auto& stage = shared.walking[(tiles.end - 1 - n) % Traits::kStages];
@@ -86,20 +86,22 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     copy_async_wait<kAhead>();
     __syncthreads();
 
-    float scores[kKeys / 8][4] = {}, grads[kKeys / 8][4] = {};
+    float scores[1][kKeys / 8][4] = {}, grads[1][kKeys / 8][4] = {};
     add_row_products<T, kKeys>(scores, shared.fixed[0], warp * 16, stage[0], lane);
     add_row_products<T, kKeys>(grads, shared.fixed[1], warp * 16, stage[1], lane);
 #pragma unroll
     for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scores[j][i] *= launch.scale_log2;
+      for (int i = 0; i < 4; ++i) scores[0][j][i] *= launch.scale_log2;
     if (launch.keep.active && (n == tiles.end - 1 || (key0 + kKeys) % 64 == 0))
       keep = draw_rows(launch.keep, tile.b, h, row, key0, lane);
     const uint32_t bits = keep >> key0 % 64 / 8 * 4;
     if (tiles.full(n)) {
-      score_gradients<false, kKeys>(scores, grads, statistics, launch.keep, bits, begin, row_end, key0, lane);
+      score_gradients<false, kKeys>(scores[0], grads[0], statistics, launch.keep, bits, begin, row_end, key0,
+                                    lane);
     } else {
-      score_gradients<true, kKeys>(scores, grads, statistics, launch.keep, bits, begin, row_end, key0, lane);
+      score_gradients<true, kKeys>(scores[0], grads[0], statistics, launch.keep, bits, begin, row_end, key0,
+                                   lane);
     }
     add_column_products<T, kKeys, kDim>(sums, scores, stage[0], lane);
     __syncthreads();  // the stage is free again
@@ -107,7 +109,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   copy_async_wait<0>();
   T* out = rows_of<T>(launch.op.grad_query, p, tile, h, tile.sequence.first_row);
   const int64_t stride = launch.op.grad_query.row;
-  write_rows<T, kDim>(out + (tile.first + warp * 16) * stride, stride, sums, {launch.scale, launch.scale},
+  write_rows<T, kDim>(out + (tile.first + warp * 16) * stride, stride, sums[0], {launch.scale, launch.scale},
                       shared.fixed[0], warp * 16, tile.count - warp * 16, head_dim, lane);
 }
 
@@ -117,8 +119,8 @@ void launch_grad_query(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     using Traits = GradQueryTraits<T, dim.value>;
-    launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows, Traits::kTile),
-           dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared), stream, params);
+    launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows, kTileRows), dim3{Traits::kThreads, 1, 1},
+           sizeof(typename Traits::Shared), stream, params);
   });
 }
 

@@ -1,7 +1,7 @@
 // The two matrix products of attention for one warp, on tiles in shared memory and sums in registers:
 //
-//   add_row_products     [16, kN] += A [16, D] B [kN, D]^T    scores, and their gradients
-//   add_column_products  [16, D]  += P [16, kN] B [kN, D]     what a row gathers; P stays in registers
+//   add_row_products     [16 kM, kN] += A [16 kM, D] B [kN, D]^T    scores, and their gradients
+//   add_column_products  [16 kM, D]  += P [16 kM, kN] B [kN, D]     what a row gathers; P stays in registers
 //
 // A 16-byte chunk of a row is 8 bf16 or f16 elements, or 4 floats, and two chunks are the depth of one mma
 // either way: 16-bit products are m16n8k16, float ones three m16n8k8 on tf32 (Tf32Pair).
@@ -15,6 +15,7 @@ namespace glm::cuda {
 template <class T>
 struct LeftFragment {
   uint32_t word[4];
+  LeftFragment() = default;
   __device__ __forceinline__ explicit LeftFragment(const uint32_t (&words)[4])
       : word{words[0], words[1], words[2], words[3]} {}
 };
@@ -22,6 +23,7 @@ struct LeftFragment {
 template <>
 struct LeftFragment<float> {
   uint32_t big[4], small[4];
+  LeftFragment() = default;
   __device__ __forceinline__ explicit LeftFragment(const uint32_t (&words)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -49,36 +51,49 @@ __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a
   }
 }
 
-// sums [16, kN] += rows row0... of a, times the kN rows of b. Lane (g, t) = (lane / 4, lane % 4) holds rows g
-// and g + 8, and of each 8 columns 2t and 2t + 1.
-template <class T, int kN, bool kSwapped = false, int kDim>
-__device__ __forceinline__ void add_row_products(float (&sums)[kN / 8][4], T (*a)[kDim], int row0,
+// sums [16 kM, kN] += rows row0... of a, times the kN rows of b. Lane (g, t) = (lane / 4, lane % 4) holds
+// rows g and g + 8 of each 16, and of each 8 columns 2t and 2t + 1.
+template <class T, int kN, bool kSwapped = false, int kM, int kDim>
+__device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], T (*a)[kDim], int row0,
                                                  T (*b)[kDim], int lane) {
-#pragma unroll 2
+  // In dK and dV of floats two steps at once spilled on sm_100a; one has mma enough to hide its loads.
+  constexpr int kSteps = kSwapped && std::is_same_v<T, float> ? 1 : 2;
+#pragma unroll kSteps
   for (int k = 0; k < kDim / (2 * kChunk<T>); ++k) {
-    uint32_t words[4];
-    load_matrices(words, chunk_at(a, row0 + lane % 16, k * 2 + lane / 16));
-    const LeftFragment<T> left(words);
+    LeftFragment<T> left[kM];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      uint32_t words[4];
+      load_matrices(words, chunk_at(a, row0 + m * 16 + lane % 16, k * 2 + lane / 16));
+      left[m] = LeftFragment<T>(words);
+    }
 #pragma unroll
     for (int j = 0; j < kN / 16; ++j) {
       uint32_t right[4];
       load_matrices(right, chunk_at(b, j * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
-      multiply<T, kSwapped>(sums[j * 2], left, right[0], right[1]);
-      multiply<T, kSwapped>(sums[j * 2 + 1], left, right[2], right[3]);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        multiply<T, kSwapped>(sums[m][j * 2], left[m], right[0], right[1]);
+        multiply<T, kSwapped>(sums[m][j * 2 + 1], left[m], right[2], right[3]);
+      }
     }
   }
 }
 
-// sums [16, kOut] += p [16, kN], as add_row_products leaves it, times columns [0, kOut) of the kN rows of b.
-template <class T, int kN, int kOut, bool kExact = false, int kDim>
-__device__ __forceinline__ void add_column_products(float (&sums)[kOut / 8][4], const float (&p)[kN / 8][4],
-                                                    T (*b)[kDim], int lane) {
+// sums [16 kM, kOut] += p [16 kM, kN], as add_row_products leaves it, times columns [0, kOut) of the kN rows
+// of b.
+template <class T, int kN, int kOut, bool kExact = false, int kM, int kDim>
+__device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][4],
+                                                    const float (&p)[kM][kN / 8][4], T (*b)[kDim], int lane) {
   if constexpr (std::is_same_v<T, float>) {
     // What the mma takes for columns t and t + 4 of p, and rows t and t + 4 of b, are 2t and 2t + 1 in both.
 #pragma unroll
     for (int k = 0; k < kN / 8; ++k) {
-      const LeftFragment<T> left({std::bit_cast<uint32_t>(p[k][0]), std::bit_cast<uint32_t>(p[k][2]),
-                                  std::bit_cast<uint32_t>(p[k][1]), std::bit_cast<uint32_t>(p[k][3])});
+      LeftFragment<T> left[kM];
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+        left[m] = LeftFragment<T>({std::bit_cast<uint32_t>(p[m][k][0]), std::bit_cast<uint32_t>(p[m][k][2]),
+                                   std::bit_cast<uint32_t>(p[m][k][1]), std::bit_cast<uint32_t>(p[m][k][3])});
 #pragma unroll
       for (int d = 0; d < kOut / 8; ++d) {
         uint32_t right[2];
@@ -88,21 +103,29 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kOut / 8][4], 
           const T* at = b[k * 8 + odd] + d / 4 * 32 + (lane % 4 * 2 * kDim + place * 4 + lane / 4 % 4);
           right[odd] = std::bit_cast<uint32_t>(load_shared(at));
         }
-        multiply<T, false, kExact>(sums[d], left, right[0], right[1]);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) multiply<T, false, kExact>(sums[m][d], left[m], right[0], right[1]);
       }
     }
   } else {
 #pragma unroll
     for (int k = 0; k < kN / 16; ++k) {
-      const LeftFragment<T> left({narrow2<T>(p[k * 2][0], p[k * 2][1]), narrow2<T>(p[k * 2][2], p[k * 2][3]),
-                                  narrow2<T>(p[k * 2 + 1][0], p[k * 2 + 1][1]),
-                                  narrow2<T>(p[k * 2 + 1][2], p[k * 2 + 1][3])});
+      LeftFragment<T> left[kM];
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+        left[m] = LeftFragment<T>({narrow2<T>(p[m][k * 2][0], p[m][k * 2][1]),
+                                   narrow2<T>(p[m][k * 2][2], p[m][k * 2][3]),
+                                   narrow2<T>(p[m][k * 2 + 1][0], p[m][k * 2 + 1][1]),
+                                   narrow2<T>(p[m][k * 2 + 1][2], p[m][k * 2 + 1][3])});
 #pragma unroll
       for (int d = 0; d < kOut / 16; ++d) {
         uint32_t right[4];
         load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 + lane / 16));
-        multiply<T>(sums[d * 2], left, right[0], right[1]);
-        multiply<T>(sums[d * 2 + 1], left, right[2], right[3]);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          multiply<T>(sums[m][d * 2], left[m], right[0], right[1]);
+          multiply<T>(sums[m][d * 2 + 1], left[m], right[2], right[3]);
+        }
       }
     }
   }

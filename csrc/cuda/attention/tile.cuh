@@ -21,37 +21,50 @@ struct Tile {
 // most work. Late rows see the most keys, early keys are seen by the most rows.
 enum class TilesOf : int { rows, keys };
 
-// Dense: (tiles, heads, sequences). Packed: as many tiles as any lengths could need; the place behind the
-// last sequence counts as one more that sees nothing, so that its rows are written too.
-inline dim3 tile_grid(const SpanAttention& p, TilesOf what, int size) {
-  const unsigned tiles = blocks_for(what == TilesOf::rows ? p.rows : p.keys, size);
+// Tiles of packed sequences, in the order in which blocks take them: written by a kernel of its own
+// (attention/tile_list.cu).
+struct TileList {
+  Pack<int, 2>* data;  // sequence, first row or key; sequence -1: no tile
+
+  // As many as any lengths could need. The place behind the last sequence counts as one more, which sees
+  // nothing: its rows are written too.
+  static int64_t size(const SpanAttention& p, int tile_rows) {
+    return p.cu_seqlens == nullptr ? 0 : p.rows / tile_rows + p.batch + 1;
+  }
+};
+
+inline constexpr int kTileRows = 64;
+
+void launch_tile_list(const SpanAttention&, TilesOf, int tile_rows, TileList, cudaStream_t);
+
+// Dense: (tiles, heads, sequences). Packed: (tiles, heads, 1).
+inline dim3 tile_grid(const SpanAttention& p, TilesOf what, int tile_rows) {
   const unsigned heads = static_cast<unsigned>(what == TilesOf::rows ? p.heads : p.kv_heads);
-  if (p.cu_seqlens != nullptr) return dim3{tiles + static_cast<unsigned>(p.batch), heads, 1};
-  return dim3{tiles, heads, static_cast<unsigned>(p.batch)};
+  if (p.cu_seqlens != nullptr) return dim3{static_cast<unsigned>(TileList::size(p, tile_rows)), heads, 1};
+  return dim3{blocks_for(what == TilesOf::rows ? p.rows : p.keys, tile_rows), heads,
+              static_cast<unsigned>(p.batch)};
 }
 
-template <TilesOf kWhat>
-__device__ __forceinline__ Tile find_tile(const SpanAttention& p, int index, int size) {
-  int b = static_cast<int>(blockIdx.z), tiles;
-  const int batch = static_cast<int>(p.batch);
-  SpanSequence sequence;
+template <TilesOf kWhat, int kSize = kTileRows>
+__device__ __forceinline__ Tile find_tile(const SpanAttention& p, TileList list, int index) {
+  Tile tile = {static_cast<int>(blockIdx.z), index * kSize, 0, {}};
   if (p.cu_seqlens == nullptr) {
-    sequence = p.sequence(b);
-    tiles = static_cast<int>(((kWhat == TilesOf::rows ? sequence.rows : sequence.keys) + size - 1) / size);
+    tile.sequence = p.sequence(tile.b);
+    if (kWhat == TilesOf::rows)
+      tile.first = (static_cast<int>(p.rows + kSize - 1) / kSize - 1 - index) * kSize;
   } else {
-    for (b = 0;; ++b) {
-      if (b > batch) return {};
-      const int64_t begin = p.bound(b), end = b < batch ? p.bound(b + 1) : p.rows;
-      tiles = static_cast<int>((SpanMask::max(0, end - begin) + size - 1) / size);
-      if (index < tiles) break;
-      index -= tiles;
-    }
-    const int64_t begin = p.bound(b), rest = p.rows - begin;
-    sequence = b < batch ? p.sequence(b) : SpanSequence{begin, begin, rest, rest, {0, 0, 0, 0}};
+    const Pack<int, 2> place = load_global(list.data + index);
+    tile.b = place.value[0];
+    tile.first = place.value[1];
+    if (tile.b < 0) return tile;
+    const int64_t begin = p.bound(tile.b), rest = p.rows - begin;
+    tile.sequence =
+        tile.b < p.batch ? p.sequence(tile.b) : SpanSequence{begin, begin, rest, rest, {0, 0, 0, 0}};
   }
-  const int first = (kWhat == TilesOf::rows ? tiles - 1 - index : index) * size;
-  const int rest = static_cast<int>(kWhat == TilesOf::rows ? sequence.rows : sequence.keys) - first;
-  return {b, first, rest < size ? rest : size, sequence};
+  const int left =
+      static_cast<int>(kWhat == TilesOf::rows ? tile.sequence.rows : tile.sequence.keys) - tile.first;
+  tile.count = left < kSize ? left : kSize;
+  return tile;
 }
 
 // Key tiles [begin, end) of `size` keys hold all that rows [first, last) see; those in [full_begin, full_end)
@@ -66,6 +79,13 @@ struct KeyTiles {
         full_end(static_cast<int>(mask.full_end(first) / size)) {}
 
   __device__ __forceinline__ bool full(int n) const { return full_begin <= n && n < full_end; }
+
+  // Of the tiles [begin, end), one of `splits` equal shares, from the right.
+  __device__ __forceinline__ void keep_share(int split, int splits) {
+    const int share = (end - begin + splits - 1) / splits;
+    end -= split * share;
+    begin = begin > end - share ? begin : end - share;
+  }
 };
 
 // The first element of `head` in a sequence whose place in the tensor is `first`.

@@ -1,6 +1,7 @@
 #include "simt/tests/bindings.h"
 
 #include "binding/view.h"
+#include "cuda/attention/tile.cuh"
 #include "simt/tests/matmul.cuh"
 #include "simt/tests/primitives.cuh"
 
@@ -43,6 +44,18 @@ void run_round(View x, View back) {
          static_cast<float*>(back.data), static_cast<int>(x.numel()));
 }
 
+void run_tile_list(View cu_seqlens, View prefix_len, View tiles, int64_t rows, int tile_rows, bool keys) {
+  SpanAttention p = {};
+  p.batch = prefix_len.shape[0];
+  p.rows = rows;
+  p.cu_seqlens = static_cast<const int64_t*>(cu_seqlens.data);
+  p.prefix_len = static_cast<const int64_t*>(prefix_len.data);
+  const int64_t size = TileList::size(p, tile_rows);
+  GLM_CHECK(tiles.shape[0] == size, "tiles: expected ", size, " of them");
+  launch_tile_list(p, keys ? TilesOf::keys : TilesOf::rows, tile_rows,
+                   {static_cast<Pack<int, 2>*>(tiles.data)}, nullptr);
+}
+
 }  // namespace
 
 void bind(py::module_& m) {
@@ -77,6 +90,8 @@ void bind(py::module_& m) {
                static_cast<float*>(out.data), amount, width);
       },
       "x"_a, "out"_a, "amount"_a, "width"_a);
+  m.def("tile_list", &run_tile_list, "cu_seqlens"_a, "prefix_len"_a, "tiles"_a, "rows"_a, "tile_rows"_a,
+        "keys"_a);
   m.def("round_bfloat16", &run_round<bf16>, "x"_a, "back"_a);
   m.def("round_float16", &run_round<f16>, "x"_a, "back"_a);
 }
