@@ -26,7 +26,7 @@ def too_few(documents: int, part: float) -> bool:
 def hold_out(documents: Iterable[bytes], part: float) -> Flags:
     """Which of them to hold out: about this part, at least one, chosen by a hash.
 
-    >>> hold_out([b"one", b"two", b"one", b"three"], 0.3)
+    >>> hold_out([b"one", b"two", b"one", b"four"], 0.3)
     array([ True, False,  True, False])
     """
     hashes = (hashlib.blake2b(document, digest_size=8).digest() for document in documents)
