@@ -24,7 +24,11 @@ def curves_table(report: Report) -> str:
         looks = [next(look for look in run["held_out"] if look["step"] == step) for run in runs.values()]
         values = [f"{look[name]:.3f}" for name in names for look in looks]
         lines.append(f"| {step} | {' | '.join(values)} |")
-    return "\n".join([*lines, "", *(speed(name, run) for name, run in runs.items()), small_print(report), ""])
+    notes = [speed(name, run) for name, run in runs.items()]
+    if len(runs) == 2:
+        apart = max(abs(x - y) for x, y in zip(*(run["losses"] for run in runs.values()), strict=True))
+        notes.append(f"The losses of a training step differ by {apart:.1g} at most.\n")
+    return "\n".join([*lines, "", *notes, small_print(report), ""])
 
 
 def title(name: str) -> str:

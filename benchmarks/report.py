@@ -1,5 +1,4 @@
-"""Measurements as tables and pictures: benchmarks/results -> README.md, docs/performance.md, docs/results.md,
-docs/images.
+"""Measurements as tables and pictures: benchmarks/results -> README.md, docs/*.md, docs/images.
 
     python -m benchmarks.report            after new files in benchmarks/results
     python -m benchmarks.report --check    fails if the pages do not say what the files say
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from .cases import OURS, rate
@@ -78,8 +78,31 @@ def rewritten(page: str) -> str:
     return BLOCK.sub(fill, page)
 
 
+def kernels_table(report: Report) -> str:
+    """What tools/cuda_gate.py found: registers (resident warps), fewest and most of the instances."""
+    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for kernel in report["kernels"]:
+        key = kernel["file"], kernel["name"].partition("<")[0]
+        found.setdefault(key, {}).setdefault(kernel["arch"], []).append(kernel)
+    archs = list(dict.fromkeys(kernel["arch"] for kernel in report["kernels"]))
+    rows = [f"| file | kernel | instances | {' | '.join(f'sm_{arch}' for arch in archs)} |"]
+    rows.append(f"| --- | --- | ---{' | ---' * len(archs)} |")
+    for (file, name), by_arch in found.items():
+        cells = [
+            f"{span(k['registers'] for k in by_arch[arch])} ({span(k['warps'] for k in by_arch[arch])})"
+            for arch in archs
+        ]
+        rows.append(f"| `{file}` | `{name}` | {len(by_arch[archs[0]])} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", f"*nvcc {report['conditions']['nvcc']}; no spills, no stack frames.*", ""])
+
+
+def span(values: Iterable[int]) -> str:
+    low, *_, high = sorted([*values] * 2)
+    return str(low) if low == high else f"{low}-{high}"
+
+
 # A result says by its key what it is.
-TABLES = {"cases": table, "runs": curves_table, "few_shot": few_shot_table}
+TABLES = {"cases": table, "runs": curves_table, "few_shot": few_shot_table, "kernels": kernels_table}
 
 
 def main() -> None:

@@ -1,15 +1,17 @@
 """Compiles every CUDA kernel for the architectures that the project ships, and fails where one spills
 registers, has a stack frame, or could not be resident as its launch bounds promise.
 
-    python tools/cuda_gate.py [--archs 80,90a,100a] [--only dropout] [--markdown FILE] [--jobs 2]
+    python tools/cuda_gate.py [--archs 80,90a,100a] [--only dropout] [--out FILE] [--jobs 2]
 
-Needs nvcc and no GPU. Registers are what ptxas says. Shared memory is what a launch asks for, which the
-compiler does not know: static_asserts in the traits and the host execution (python_tests/simt) hold it.
+FILE is JSON, from which benchmarks/report.py makes the table of docs/performance.md. Needs nvcc and no GPU.
+Registers are what ptxas says. Shared memory is what a launch asks for, which the compiler does not know:
+static_asserts in the traits and the host execution (python_tests/simt) hold it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -147,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--archs", default="80,90a,100a")
     parser.add_argument("--only", default="", help="files whose path holds this")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--out", type=Path, help="write what was found here, as JSON")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
 
@@ -167,8 +169,14 @@ def main() -> int:
         ]
     lines = table(rows)
     print("\n".join(lines))
-    if options.markdown:
-        options.markdown.write_text("\n".join(lines) + "\n")
+    if options.out:
+        release = re.search(r"release (\S+),", subprocess.check_output([nvcc, "--version"], text=True))
+        found = [
+            {"file": file, "name": name, "arch": k.arch, "registers": k.registers, "warps": k.resident_warps}
+            for file, name, k in rows
+        ]
+        report = {"conditions": {"nvcc": release[1] if release else "unknown"}, "kernels": found}
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
     failures = [f"{file} {name} sm_{k.arch}: {p}" for file, name, k in rows for p in k.problems()]
     print(
         f"\n{len(rows)} kernels, {time.perf_counter() - started:.0f} s, {len(failures)} failures",

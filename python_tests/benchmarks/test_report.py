@@ -82,6 +82,7 @@ def test_curves_stand_side_by_side_by_objective(measured):
             "seconds": 120,
             "tokens_per_second": 25_000.0,
             "precision": "bf16",
+            "losses": [loss + 1 for loss in losses],
             "held_out": looks,
         }
 
@@ -93,6 +94,7 @@ def test_curves_stand_side_by_side_by_objective(measured):
     assert lines[0] == "| step | held out, fused | held out, eager | token, fused | token, eager |"
     assert lines[2:4] == ["| 10 | 5.000 | 5.500 | 4.000 | 4.500 |", "| 20 | 4.000 | 4.500 | 3.000 | 3.500 |"]
     assert "fused: 3.0 M tokens in 20 steps, 2 min of training, 25,000 tokens/s" in lines[5]
+    assert "The losses of a training step differ by 0.5 at most." in lines
 
 
 def test_few_shot_results_are_a_mean_and_a_deviation(measured):
@@ -108,3 +110,17 @@ def test_as_many_examples_are_drawn_of_each_label():
     drawn = few_shot.draw(lines, per_class=5, seed=1)
     assert len(set(drawn)) == 10 and sum('"label": 1' in line for line in drawn) == 5
     assert drawn == few_shot.draw(lines, per_class=5, seed=1) != few_shot.draw(lines, per_class=5, seed=2)
+
+
+def test_registers_are_the_fewest_and_the_most_of_a_kernels_instances():
+    def kernel(name, arch, registers, warps):
+        return {"file": "rows.cu", "name": name, "arch": arch, "registers": registers, "warps": warps}
+
+    kernels = [
+        kernel("f<float>", "80", 32, 64),
+        kernel("f<bf16>", "80", 40, 48),
+        kernel("f<float>", "90a", 30, 64),
+    ]
+    lines = report.kernels_table({"conditions": {"nvcc": "13.0"}, "kernels": kernels}).splitlines()
+    assert lines[0] == "| file | kernel | instances | sm_80 | sm_90a |"
+    assert lines[2] == "| `rows.cu` | `f` | 2 | 32-40 (48-64) | 30 (64) |"
