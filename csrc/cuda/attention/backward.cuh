@@ -58,8 +58,8 @@ struct BackwardTraits {
   static constexpr int kThreads = 128;
 
   struct Tiles {
-    T fixed[2][kTile][kHeadDim];
-    T walking[kStages][2][kWalk][kHeadDim];
+    Panel<T, kTile, kHeadDim> fixed[2];
+    Panel<T, kWalk, kHeadDim> walking[kStages][2];
   };
 };
 

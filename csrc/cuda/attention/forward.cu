@@ -39,9 +39,8 @@ struct ForwardTraits {
   static constexpr int kBlocksPerSm = kRowBytes <= 128 && kM == 1 ? 3 : kRowBytes <= 256 ? 2 : 1;
 
   struct Shared {
-    T query[kRows][kHeadDim];  // and the output on its way out
-    T key[kStages][kKeys][kHeadDim];
-    T value[kStages][kKeys][kHeadDim];
+    Panel<T, kRows, kHeadDim> query;  // and the output on its way out
+    Panel<T, kKeys, kHeadDim> key[kStages], value[kStages];
   };
   static_assert(sizeof(Shared) * kBlocksPerSm <= 163 * 1024, "shared memory of an sm_80");
 };

@@ -47,12 +47,6 @@ __device__ __forceinline__ void probabilities_and_gradients(float (&scores)[kQue
   }
 }
 
-// The same rows without the columns before `first`, a multiple of 8 chunks.
-template <class T, int kDim>
-__device__ __forceinline__ auto columns_from(T (*tile)[kDim], int first) -> T (*)[kDim] {
-  return reinterpret_cast<T(*)[kDim]>(tile[0] + first);
-}
-
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     grad_key_kernel(BackwardLaunch launch) {
@@ -134,8 +128,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       probabilities_and_gradients<true, kQueries>(scores[0], grads[0], statistics, launch.keep, keep,
                                                   first_row, query0, lane);
     }
-    add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from(stage[1], part), lane);
-    add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from(stage[0], part), lane);
+    add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from<kOut>(stage[1], part), lane);
+    add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from<kOut>(stage[0], part), lane);
     __syncthreads();  // the stage is free again
   }
   copy_async_wait<0>();

@@ -53,9 +53,9 @@ __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a
 
 // sums [16 kM, kN] += rows row0... of a, times the kN rows of b. Lane (g, t) = (lane / 4, lane % 4) holds
 // rows g and g + 8 of each 16, and of each 8 columns 2t and 2t + 1.
-template <class T, int kN, bool kSwapped = false, int kM, int kDim>
-__device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], T (*a)[kDim], int row0,
-                                                 T (*b)[kDim], int lane) {
+template <class T, int kN, bool kSwapped = false, int kM, int kRows, int kDim>
+__device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], Panel<T, kRows, kDim>& a,
+                                                 int row0, Panel<T, kN, kDim>& b, int lane) {
   // In dK and dV of floats two steps at once spilled on sm_100a; one has mma enough to hide its loads.
   constexpr int kSteps = kSwapped && std::is_same_v<T, float> ? 1 : 2;
 #pragma unroll kSteps
@@ -64,13 +64,13 @@ __device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], T
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       uint32_t words[4];
-      load_matrices(words, chunk_at(a, row0 + m * 16 + lane % 16, k * 2 + lane / 16));
+      load_matrices(words, chunk_at(a, row0 + m * 16 + lane % 16, k * 2 | lane / 16));
       left[m] = LeftFragment<T>(words);
     }
 #pragma unroll
     for (int j = 0; j < kN / 16; ++j) {
       uint32_t right[4];
-      load_matrices(right, chunk_at(b, j * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+      load_matrices(right, chunk_at(b, j * 16 + lane % 8 + lane / 16 * 8, k * 2 | lane / 8 % 2));
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
         multiply<T, kSwapped>(sums[m][j * 2], left[m], right[0], right[1]);
@@ -80,11 +80,11 @@ __device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], T
   }
 }
 
-// sums [16 kM, kOut] += p [16 kM, kN], as add_row_products leaves it, times columns [0, kOut) of the kN rows
-// of b.
-template <class T, int kN, int kOut, bool kExact = false, int kM, int kDim>
+// sums [16 kM, kOut] += p [16 kM, kN], as add_row_products leaves it, times the kN rows of b.
+template <class T, int kN, int kOut, bool kExact = false, int kM>
 __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][4],
-                                                    const float (&p)[kM][kN / 8][4], T (*b)[kDim], int lane) {
+                                                    const float (&p)[kM][kN / 8][4], Panel<T, kN, kOut>& b,
+                                                    int lane) {
   if constexpr (std::is_same_v<T, float>) {
     // What the mma takes for columns t and t + 4 of p, and rows t and t + 4 of b, are 2t and 2t + 1 in both.
 #pragma unroll
@@ -100,7 +100,7 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {  // of 8 chunks, those that a constant tells apart
           const int place = (d % 4 * 2 | lane / 16) ^ (lane % 4 * 2 | odd);
-          const T* at = b[k * 8 + odd] + d / 4 * 32 + (lane % 4 * 2 * kDim + place * 4 + lane / 4 % 4);
+          const T* at = b.block[d / 4][k * 8 + odd] + (lane % 4 * 2 * 32 + place * 4 + lane / 4 % 4);
           right[odd] = std::bit_cast<uint32_t>(load_shared(at));
         }
 #pragma unroll
@@ -120,7 +120,7 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][
 #pragma unroll
       for (int d = 0; d < kOut / 16; ++d) {
         uint32_t right[4];
-        load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 + lane / 16));
+        load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 | lane / 16));
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
           multiply<T>(sums[m][d * 2], left[m], right[0], right[1]);

@@ -137,19 +137,34 @@ void visit_attention(const SpanAttention& p, Function&& function) {
 template <class T>
 inline constexpr int kChunk = 16 / static_cast<int>(sizeof(T));  // elements of 16 bytes
 
-// A row is cut into chunks of 16 bytes, and chunk c of row r lies at place c ^ (r % 8): the 8 rows of an
-// ldmatrix, a chunk each, fall into 8 different groups of banks.
-template <class T, int kHeadDim>
-__device__ __forceinline__ T* chunk_at(T (*tile)[kHeadDim], int row, int chunk) {
-  static_assert(kHeadDim % (8 * kChunk<T>) == 0, "the swizzle takes 8 chunks of 16 bytes");
-  // Written so that what is constant of the chunk stays an immediate offset.
-  return tile[row] + (chunk & ~7) * kChunk<T> + ((chunk & 7) ^ (row & 7)) * kChunk<T>;
+// A tile in shared memory: kDim columns in blocks of 128 bytes, a row of a block after the other. The row is cut
+// into chunks of 16 bytes, and chunk c of row r lies at place c ^ (r % 8): the 8 rows of an ldmatrix, a chunk
+// each, fall into 8 different groups of banks. It is also what wgmma calls the swizzle of 128 bytes
+// (cuda/wgmma.cuh), where the tile begins at a multiple of 1024.
+template <class T, int kRowCount, int kDim>
+struct Panel {
+  static constexpr int kRows = kRowCount, kColumns = kDim;
+  static constexpr int kAcross = 128 / static_cast<int>(sizeof(T));  // columns of a block
+  static_assert(kDim % kAcross == 0 && kRows % 8 == 0);
+
+  T block[kDim / kAcross][kRows][kAcross];
+};
+
+template <class T, int kRows, int kDim>
+__device__ __forceinline__ T* chunk_at(Panel<T, kRows, kDim>& tile, int row, int chunk) {
+  return tile.block[chunk >> 3][row] + ((chunk & 7) ^ (row & 7)) * kChunk<T>;
+}
+
+// Columns [first, first + kOut) of a tile, `first` a multiple of a block's.
+template <int kOut, class T, int kRows, int kDim>
+__device__ __forceinline__ Panel<T, kRows, kOut>& columns_from(Panel<T, kRows, kDim>& tile, int first) {
+  return reinterpret_cast<Panel<T, kRows, kOut>&>(tile.block[first / Panel<T, kRows, kDim>::kAcross]);
 }
 
 // Starts to copy rows [first, first + kRows) of `source` into a tile; rows outside of [begin, end) and
 // columns at and after head_dim become zeros.
 template <int kThreads, class T, int kRows, int kHeadDim>
-__device__ __forceinline__ void copy_rows(T (&tile)[kRows][kHeadDim], const T* source, int64_t stride,
+__device__ __forceinline__ void copy_rows(Panel<T, kRows, kHeadDim>& tile, const T* source, int64_t stride,
                                           int first, int begin, int end, int head_dim) {
   constexpr int kChunks = kHeadDim / kChunk<T>, kStep = kThreads / kChunks;
   static_assert(kThreads % kChunks == 0 && kRows % kStep == 0);
@@ -172,10 +187,10 @@ __device__ __forceinline__ Pack<T, 2> narrow_pair(float low, float high) {
 
 // Writes 16 rows of sums, times scale[0] (rows g) and scale[1] (rows g + 8) of lane (g, t), to rows
 // [first, first + count) of `out`, through rows of a tile that only this warp uses.
-template <class T, int kOut, int kHeadDim>
+template <class T, int kOut, int kRows, int kHeadDim>
 __device__ __forceinline__ void write_rows(T* out, int64_t stride, const float (&sums)[kOut / 8][4],
-                                           const float (&scale)[2], T (*tile)[kHeadDim], int row0, int count,
-                                           int head_dim, int lane) {
+                                           const float (&scale)[2], Panel<T, kRows, kHeadDim>& tile, int row0,
+                                           int count, int head_dim, int lane) {
   __syncwarp();  // the last ldmatrix of other lanes
 #pragma unroll
   for (int half = 0; half < 2; ++half)
