@@ -18,6 +18,17 @@ std::vector<Device> devices() {
   return found;
 }
 
+bool has_wgmma() {
+#if defined(GLM_HAVE_SM90A)
+  int device = 0, major = 0;
+  GLM_CUDA_CHECK(cudaGetDevice(&device));
+  GLM_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major == 9;
+#else
+  return false;
+#endif
+}
+
 DeviceGuard::DeviceGuard(int device) {
   GLM_CUDA_CHECK(cudaGetDevice(&before_));
   if (device != before_) GLM_CUDA_CHECK(cudaSetDevice(device));

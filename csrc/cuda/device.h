@@ -14,6 +14,9 @@ struct Device {
 // Empty where there is no GPU, or no driver that this build can talk to.
 std::vector<Device> devices();
 
+// Whether the current device runs the kernels of warpgroups (cuda/wgmma.cuh), and this build has them.
+bool has_wgmma();
+
 // Makes a device the current one, and puts back the one before.
 class DeviceGuard {
  public:

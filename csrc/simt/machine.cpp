@@ -74,6 +74,7 @@ void Machine::run_block() {
     thread.warp = id / kWarpSize;
     thread.finished = false;
     thread.copies.clear();
+    thread.products.clear();
     thread.fiber.start(&Machine::thread_main, this);
     warps_[static_cast<size_t>(thread.warp)].ready |= 1u << thread.lane;
   }
@@ -95,6 +96,7 @@ void Machine::thread_main(void* self) {
   try {
     machine.kernel_(machine.arguments_);
     thread.copies.check_all_waited();
+    thread.products.check_all_waited();
   } catch (...) {
     machine.error_ = std::current_exception();
   }

@@ -12,6 +12,7 @@
 
 #include "core/check.h"
 #include "simt/async_copy.h"
+#include "simt/async_product.h"
 #include "simt/fiber.h"
 #include "simt/shared_memory.h"
 
@@ -37,9 +38,10 @@ enum class Order : int {
 struct Options {
   Order order = Order::in_order;
   uint64_t seed = 0;             // of Order::random
-  bool deferred_copies = false;  // cp.async lands when it is waited for; else at once
+  bool deferred_copies = false;  // cp.async and wgmma happen when they are waited for; else at once
   bool check_races = true;       // see shared_memory.h
   bool count_accesses = false;   // bank conflicts and sectors, see counters.h
+  bool hopper = false;           // kernels of warpgroups where an op has them
 };
 
 Options& options();
@@ -58,6 +60,7 @@ struct Thread {
   const char* waits_at = nullptr;
   Site waits_site;
   AsyncCopies copies;
+  AsyncProducts products;  // of the warp, where this is its first lane
 };
 
 class Machine {

@@ -17,12 +17,12 @@ NO_COPIES = [s for s in SCHEDULES if not s.deferred]  # where no kernel uses cp.
 Run = Callable[[], list[torch.Tensor | None]]
 
 
-def same_under(simt: Simt, schedules: list[Schedule], run: Run) -> None:
+def same_under(simt: Simt, schedules: list[Schedule], run: Run, **options: bool) -> None:
     """`run` gives the same bits under all of them, the first of which has been compared with the truth."""
-    simt.configure(schedules[0])
+    simt.configure(schedules[0], **options)
     expected = run()
     for schedule in schedules[1:]:
-        simt.configure(schedule)
+        simt.configure(schedule, **options)
         assert_same_bits(str(schedule), expected, run())
 
 

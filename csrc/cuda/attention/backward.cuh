@@ -12,6 +12,8 @@
 
 #include "cuda/attention/dropout.cuh"
 #include "cuda/attention/product.cuh"
+#include "cuda/attention/warpgroup_product.cuh"
+#include "cuda/device.h"
 
 namespace glm::cuda {
 
@@ -47,21 +49,61 @@ struct BackwardLaunch {
   TileList rows, keys;
 };
 
-template <class Element, int kPaddedDim>
+// kWarpgroup: with the products of a Hopper GPU's warpgroups (cuda/wgmma.cuh). kWalkRows: rows that walk by.
+template <class Element, int kPaddedDim, bool kWithWarpgroup, int kWalkRows>
 struct BackwardTraits {
   using T = Element;
   static constexpr int kHeadDim = kPaddedDim;
+  static constexpr bool kWarpgroup = kWithWarpgroup;
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
   static constexpr int kTile = 64;  // rows that stay: 4 warps of 16
-  static constexpr int kWalk = kRowBytes <= 128 ? 64 : kRowBytes <= 512 ? 32 : 16;  // rows that walk by
+  static constexpr int kWalk = kWalkRows;
   static constexpr int kStages = kRowBytes <= 512 ? 2 : 1;
   static constexpr int kThreads = 128;
+  static constexpr int kSharedPerSm = (kWarpgroup ? 227 : 163) * 1024;  // sm_90, sm_80
 
   struct Tiles {
     Panel<T, kTile, kHeadDim> fixed[2];
     Panel<T, kWalk, kHeadDim> walking[kStages][2];
   };
 };
+
+template <class T, int kPaddedDim>
+inline constexpr int kMmaWalk = kPaddedDim * sizeof(T) <= 128 ? 64 : kPaddedDim * sizeof(T) <= 512 ? 32 : 16;
+
+// The walk of a block over `steps` tiles: start(step) begins to copy a tile, prepare(step) writes what else it
+// needs, then, behind a barrier, work(step) finds it. The copy of the next tile is on its way meanwhile, where
+// there are two stages. The copy of tile 0 may have been started and committed before, with what stays.
+template <class Traits, class Start, class Prepare, class Work>
+__device__ __forceinline__ void walk(int steps, const Start& start, const Prepare& prepare, const Work& work) {
+  for (int step = 0; step < steps; ++step) {
+    if constexpr (Traits::kStages == 1) {
+      if (step > 0) {
+        __syncthreads();  // the stage is free again
+        start(step);
+        copy_async_commit();
+      }
+    }
+    prepare(step);
+    copy_async_wait<0>();
+    if constexpr (Traits::kWarpgroup) wgmma_publish();
+    __syncthreads();  // tile `step` is there, and nobody reads the one before it any more
+    if (Traits::kStages > 1 && step + 1 < steps) start(step + 1);
+    copy_async_commit();
+    work(step);
+  }
+  copy_async_wait<0>();
+}
+
+// Calls function(Type<T>{}, dim, warpgroups) with what the kernels for this problem and card are compiled for.
+template <class Function>
+void visit_backward(const SpanAttention& p, Function&& function) {
+  visit_attention(p, [&]<class T>(Type<T> type, auto dim) {
+    if constexpr (sizeof(T) == 2 && dim.value <= 128)
+      if (has_wgmma()) return function(type, dim, std::true_type{});
+    function(type, dim, std::false_type{});
+  });
+}
 
 void launch_grad_query(const BackwardLaunch&, cudaStream_t);
 void launch_grad_key_and_value(const BackwardLaunch&, cudaStream_t);

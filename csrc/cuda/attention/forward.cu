@@ -11,20 +11,13 @@
 // so that only the tiles that a boundary cuts run the code of the mask. Head dims are padded to 64, 128 or
 // 256 with zeros in shared memory.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
-#include "cuda/attention/dropout.cuh"
+#include "cuda/attention/forward.cuh"
 #include "cuda/attention/product.cuh"
-#include "cuda/attention/split.cuh"
 #include "cuda/kernels.h"
 
 namespace glm::cuda {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr double kLog2E = 1.4426950408889634074;
-constexpr float kLn2 = 0.69314718055994530942f;
 
 template <class Element, int kPaddedDim, int kSixteens>
 struct ForwardTraits {
@@ -44,101 +37,6 @@ struct ForwardTraits {
   };
   static_assert(sizeof(Shared) * kBlocksPerSm <= 163 * 1024, "shared memory of an sm_80");
 };
-
-// What of a launch is the same for all blocks.
-struct ForwardLaunch {
-  SpanAttention problem;
-  AttentionRows out, lse;
-  float scale_log2;  // scores are kept in base 2
-  KeepRule keep;
-  TileList list;
-  SplitKeys split;
-};
-
-// One warp's rows while it walks the keys. Lane (g, t) = (lane / 4, lane % 4) holds rows g and g + 8 of
-// each 16.
-template <class Traits>
-struct RowState {
-  float out[Traits::kM][Traits::kHeadDim / 8][4] = {};
-  float top[Traits::kM][2];         // running maximum
-  float total[Traits::kM][2] = {};  // running sum of this lane's columns
-
-  __device__ __forceinline__ RowState() {
-#pragma unroll
-    for (int m = 0; m < Traits::kM; ++m) top[m][0] = top[m][1] = -kInfinity;
-  }
-};
-
-// -inf where a row does not see the key.
-template <class Traits>
-__device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeys / 8][4], const SpanMask& mask,
-                                            int row, int key0, int lane) {
-  const int begin = static_cast<int>(mask.begin);
-  const int end[2] = {static_cast<int>(mask.row_end(row)), static_cast<int>(mask.row_end(row + 8))};
-#pragma unroll
-  for (int j = 0; j < Traits::kKeys / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = key0 + j * 8 + lane % 4 * 2 + i % 2;
-      if (key < begin || key >= end[i / 2]) scores[j][i] = -kInfinity;
-    }
-}
-
-// Turns scores into probabilities relative to the new maximum and moves the state over to it.
-template <class Traits>
-__device__ __forceinline__ void softmax_step(float (&scores)[Traits::kKeys / 8][4], RowState<Traits>& state,
-                                             int m) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float top = state.top[m][half];
-#pragma unroll
-    for (int j = 0; j < Traits::kKeys / 8; ++j)
-      top = fmaxf(top, fmaxf(scores[j][half * 2], scores[j][half * 2 + 1]));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-    const float base = top == -kInfinity ? 0.0f : top;  // a row that has seen nothing yet
-    const float correction = exp2_fast(state.top[m][half] - base);
-    state.top[m][half] = top;
-    state.total[m][half] *= correction;
-#pragma unroll
-    for (int j = 0; j < Traits::kKeys / 8; ++j)
-#pragma unroll
-      for (int i = half * 2; i < half * 2 + 2; ++i) {
-        scores[j][i] = exp2_fast(scores[j][i] - base);
-        state.total[m][half] += scores[j][i];
-      }
-#pragma unroll
-    for (int d = 0; d < Traits::kHeadDim / 8; ++d) {
-      state.out[m][d][half * 2] *= correction;
-      state.out[m][d][half * 2 + 1] *= correction;
-    }
-  }
-}
-
-// A split's result for rows g and g + 8.
-template <class Traits>
-__device__ __forceinline__ void write_partial(const ForwardLaunch& launch,
-                                              const float (&sums)[Traits::kHeadDim / 8][4],
-                                              const float (&inverse)[2], const float (&lse)[2], int split,
-                                              const Tile& tile, int h, int row, int lane) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int i = row + half * 8;
-    if (i >= tile.first + tile.count) continue;
-    const SpanAttention& p = launch.problem;
-    const int64_t place = (tile.b * p.heads + h) * p.rows + i;
-    float* out = launch.split.out_of(p, split, place);
-#pragma unroll
-    for (int d = 0; d < Traits::kHeadDim / 8; ++d) {
-      const int column = d * 8 + lane % 4 * 2;
-      if (column < p.head_dim)
-        store_global(
-            reinterpret_cast<Pack<float, 2>*>(out + column),
-            Pack<float, 2>{{sums[d][half * 2] * inverse[half], sums[d][half * 2 + 1] * inverse[half]}});
-    }
-    if (lane % 4 == 0) store_global(launch.split.lse_of(split, place), lse[half]);
-  }
-}
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
@@ -194,55 +92,21 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 #pragma unroll
     for (int m = 0; m < Traits::kM; ++m) {
       const int row = row0 + m * 16;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) scores[m][j][i] *= launch.scale_log2;
+      scale_scores<kKeys>(scores[m], launch.first_scale);
       if (!full) mask_scores<Traits>(scores[m], mask, row, key0, lane);
-      softmax_step<Traits>(scores[m], state, m);
+      float correction[2];
+      softmax_step<Traits>(scores[m], state, m, launch.scale, correction);
+      rescale_out<Traits>(state, m, correction);
       if (!launch.keep.active) continue;
       if (n == tiles.end - 1 || (key0 + kKeys) % 64 == 0)
         keep[m] = draw_rows(launch.keep, tile.b, h, row, key0, lane);
-      const uint32_t bits = keep[m] >> key0 % 64 / 8 * 4;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if ((bits >> (j * 4 + i) & 1u) == 0) scores[m][j][i] = 0.0f;
+      drop<kKeys>(scores[m], keep[m] >> key0 % 64 / 8 * 4);
     }
     add_column_products<T, kKeys, kDim, true>(state.out, scores, shared.value[stage], lane);
     __syncthreads();  // the stage is free again
   }
   copy_async_wait<0>();
-
-#pragma unroll
-  for (int m = 0; m < Traits::kM; ++m) {
-    const int row = row0 + m * 16;
-    float inverse[2], lse[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float total = state.total[m][half];
-      total += __shfl_xor_sync(kAllLanes, total, 1);
-      total += __shfl_xor_sync(kAllLanes, total, 2);
-      inverse[half] = total == 0.0f ? 0.0f : launch.keep.scale / total;  // 0: a row that sees nothing
-      lse[half] = total == 0.0f ? -kInfinity : state.top[m][half] + log2f(total);
-    }
-    if (launch.split.splits > 1) {
-      write_partial<Traits>(launch, state.out[m], inverse, lse, split, tile, h, row, lane);
-      continue;
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i = row + half * 8;
-      if (lane % 4 == 0 && i < tile.first + tile.count)
-        store_global(rows_of<float>(launch.lse, p, tile, h, tile.sequence.first_row) + i * launch.lse.row,
-                     lse[half] * kLn2);
-    }
-    const int first = warp_row + m * 16;
-    T* out = rows_of<T>(launch.out, p, tile, h, tile.sequence.first_row);
-    write_rows<T, kDim>(out + (tile.first + first) * launch.out.row, launch.out.row, state.out[m], inverse,
-                        shared.query, first, tile.count - first, head_dim, lane);
-  }
+  write_state<Traits>(launch, state, shared.query, split, tile, h, warp_row, lane);
 }
 
 // Tiles of 128 rows read keys half as often; tiles of 64 make twice as many blocks and compute less of what
@@ -278,11 +142,13 @@ void span_attention_forward(const SpanAttentionForward& op, cudaStream_t stream)
       .problem = p,
       .out = op.out,
       .lse = op.lse,
-      .scale_log2 = static_cast<float>(p.scale * kLog2E),
+      .first_scale = p.scale > 0.0 ? 1.0f : static_cast<float>(p.scale * kLog2E),
+      .scale = p.scale > 0.0 ? static_cast<float>(p.scale * kLog2E) : 1.0f,
       .keep = KeepRule(p.dropout),
       .list = {reinterpret_cast<Pack<int, 2>*>(op.workspace)},
       .split = SplitKeys(p, op.workspace),
   };
+  if (takes_warpgroups(p)) return launch_forward_hopper(params, stream);
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     if constexpr (sizeof(T) == 2 && dim.value <= 128)
       if (takes_long_tiles(p)) return launch_forward<T, dim.value, 2>(params, stream);

@@ -7,9 +7,11 @@
 namespace glm::cuda {
 namespace {
 
-template <class Element, int kPaddedDim>
-struct GradKeyTraits : BackwardTraits<Element, kPaddedDim> {
-  using Base = BackwardTraits<Element, kPaddedDim>;
+template <class Element, int kPaddedDim, bool kWithWarpgroup>
+struct GradKeyTraits
+    : BackwardTraits<Element, kPaddedDim, kWithWarpgroup,
+                     kWithWarpgroup ? (kPaddedDim == 64 ? 64 : 32) : kMmaWalk<Element, kPaddedDim>> {
+  using Base = BackwardTraits<Element, kPaddedDim, kWithWarpgroup, GradKeyTraits::kWalk>;
   static constexpr int kOut = kPaddedDim <= 128 ? kPaddedDim : 128;  // columns of dK and dV a block
   static constexpr int kParts = kPaddedDim / kOut;
   static constexpr int kBlocksPerSm = Base::kRowBytes <= 256 ? 2 : 1;
@@ -17,19 +19,40 @@ struct GradKeyTraits : BackwardTraits<Element, kPaddedDim> {
   struct Shared {
     typename Base::Tiles tiles;
     RowStatistic statistics[Base::kStages][Base::kWalk];
-    KeepBytes<Base::kWalk> keep;
+    KeepBytes<Base::kWalk> keep[Base::kStages];
   };
-  static_assert(sizeof(Shared) * kBlocksPerSm <= 163 * 1024, "shared memory of an sm_80");
+  static_assert(sizeof(Shared) * kBlocksPerSm <= Base::kSharedPerSm);
 };
 
-// From scores (in base 2) to dropped probabilities and from dP to dS. kMasked: key g (g + 8) is seen by the
-// rows from first[0] (first[1]) on.
+// From scores to probabilities. kMasked: key g (g + 8) is seen by the rows from first[0] (first[1]) on.
 template <bool kMasked, int kQueries>
-__device__ __forceinline__ void probabilities_and_gradients(float (&scores)[kQueries / 8][4],
-                                                            float (&grads)[kQueries / 8][4],
-                                                            const RowStatistic* statistics,
-                                                            const KeepRule& rule, const uint32_t (&keep)[2],
-                                                            const int (&first)[2], int query0, int lane) {
+__device__ __forceinline__ void key_probabilities(float (&scores)[kQueries / 8][4], float scale_log2,
+                                                  const RowStatistic* statistics, const int (&first)[2],
+                                                  int query0, int lane) {
+#pragma unroll
+  for (int j = 0; j < kQueries / 8; ++j) {
+    const int column = j * 8 + lane % 4 * 2;
+    const float lse[2] = {load_shared(&statistics[column].lse), load_shared(&statistics[column + 1].lse)};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      scores[j][i] = exp2_fast(fmaf(scores[j][i], scale_log2, -lse[i % 2]));
+      if constexpr (kMasked)
+        if (query0 + column + i % 2 < first[i / 2]) scores[j][i] = 0.0f;
+    }
+  }
+}
+
+// Whether dropout keeps element [j][i] of a lane.
+__device__ __forceinline__ bool keeps_key(const uint32_t (&keep)[2], int j, int i) {
+  return (keep[i / 2] >> (j / 2 * 4 + i % 2 * 2 + j % 2) & 1u) != 0;
+}
+
+// From dP to dS.
+template <int kQueries>
+__device__ __forceinline__ void key_gradients(float (&grads)[kQueries / 8][4],
+                                              const float (&probabilities)[kQueries / 8][4],
+                                              const RowStatistic* statistics, const KeepRule& rule,
+                                              const uint32_t (&keep)[2], int lane) {
 #pragma unroll
   for (int j = 0; j < kQueries / 8; ++j) {
     const int column = j * 8 + lane % 4 * 2;
@@ -37,19 +60,25 @@ __device__ __forceinline__ void probabilities_and_gradients(float (&scores)[kQue
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const RowStatistic& row = rows[i % 2];
-      const bool kept = (keep[i / 2] >> (j / 2 * 4 + i % 2 * 2 + j % 2) & 1u) != 0;
-      const float probability = exp2_fast(scores[j][i] - row.lse);
-      scores[j][i] = kept ? probability : 0.0f;
-      grads[j][i] = probability * ((kept ? grads[j][i] * rule.scale : 0.0f) - row.delta + row.grad_lse);
-      if constexpr (kMasked)
-        if (query0 + column + i % 2 < first[i / 2]) scores[j][i] = grads[j][i] = 0.0f;
+      const float grad = keeps_key(keep, j, i) ? grads[j][i] * rule.scale : 0.0f;
+      grads[j][i] = probabilities[j][i] * (grad - row.delta + row.grad_lse);
     }
   }
+}
+
+template <int kQueries>
+__device__ __forceinline__ void drop_keys(float (&probabilities)[kQueries / 8][4], const uint32_t (&keep)[2]) {
+#pragma unroll
+  for (int j = 0; j < kQueries / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (!keeps_key(keep, j, i)) probabilities[j][i] = 0.0f;
 }
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     grad_key_kernel(BackwardLaunch launch) {
+  if constexpr (Traits::kWarpgroup && !kHasWgmma) return;
   using T = typename Traits::T;
   constexpr int kQueries = Traits::kWalk, kOut = Traits::kOut;
   auto& shared = shared_memory<typename Traits::Shared>();
@@ -74,9 +103,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       begin < end ? static_cast<int>(mask.max(0, (rows + kQueries - 1) / kQueries - m_begin)) : 0;
   const int first_row[2] = {static_cast<int>(mask.first_row(key)), static_cast<int>(mask.first_row(key + 8))};
 
-  constexpr int kAhead = Traits::kStages - 1;
   const int steps = group * tiles;
-  const auto fetch = [&](int step) {
+  const auto start = [&](int step) {
     const int h = kv_head * group + step / tiles, query0 = (m_begin + step % tiles) * kQueries;
     const int at = step % Traits::kStages;
     auto& stage = shared.tiles.walking[at];
@@ -96,43 +124,75 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     copy_rows<Traits::kThreads>(shared.tiles.fixed[1],
                                 rows_of<const T>(p.value, p, tile, kv_head, tile.sequence.first_key),
                                 p.value.row, tile.first, begin, end, head_dim);
-    if (kAhead > 0) fetch(0);
+    start(0);
     copy_async_commit();
   }
 
   float grad_key[1][kOut / 8][4] = {}, grad_value[1][kOut / 8][4] = {};
-  for (int step = 0; step < steps; ++step) {
+  const auto prepare = [&](int step) {
     const int h = kv_head * group + step / tiles, query0 = (m_begin + step % tiles) * kQueries;
-    auto& stage = shared.tiles.walking[step % Traits::kStages];
-    if (step + kAhead < steps) fetch(step + kAhead);
-    copy_async_commit();
     if (launch.keep.active)
-      draw_keys<Traits::kThreads>(shared.keep, launch.keep, tile.b, h, query0, tile.first);
-    copy_async_wait<kAhead>();
-    __syncthreads();
-
-    float scores[1][kQueries / 8][4] = {}, grads[1][kQueries / 8][4] = {};
-    add_row_products<T, kQueries, true>(scores, shared.tiles.fixed[0], warp * 16, stage[0], lane);
-    add_row_products<T, kQueries, true>(grads, shared.tiles.fixed[1], warp * 16, stage[1], lane);
-#pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scores[0][j][i] *= launch.scale_log2;
-    uint32_t keep[2] = {kAllLanes, kAllLanes};
-    if (launch.keep.active) take_keys(keep, shared.keep, warp, lane);
+      draw_keys<Traits::kThreads>(shared.keep[step % Traits::kStages], launch.keep, tile.b, h, query0,
+                                  tile.first);
+  };
+  const auto work = [&](int step) {
+    const int query0 = (m_begin + step % tiles) * kQueries;
+    auto& stage = shared.tiles.walking[step % Traits::kStages];
     const RowStatistic* statistics = shared.statistics[step % Traits::kStages];
-    if (query0 >= first_full) {
-      probabilities_and_gradients<false, kQueries>(scores[0], grads[0], statistics, launch.keep, keep,
-                                                   first_row, query0, lane);
+    uint32_t keep[2] = {kAllLanes, kAllLanes};
+    float scores[1][kQueries / 8][4], grads[1][kQueries / 8][4];
+    const auto to_probabilities = [&] {
+      if (launch.keep.active) take_keys(keep, shared.keep[step % Traits::kStages], warp, lane);
+      if (query0 >= first_full) {
+        key_probabilities<false, kQueries>(scores[0], launch.scale_log2, statistics, first_row, query0, lane);
+      } else {
+        key_probabilities<true, kQueries>(scores[0], launch.scale_log2, statistics, first_row, query0, lane);
+      }
+    };
+    if constexpr (Traits::kWarpgroup) {
+      uint32_t left[2][kQueries / 16][4];
+      wgmma_begin(scores[0], grads[0]);
+      start_row_products<T, kQueries>(scores[0], shared.tiles.fixed[0], 0, stage[0]);
+      wgmma_end();
+      start_row_products<T, kQueries>(grads[0], shared.tiles.fixed[1], 0, stage[1]);
+      wgmma_end();
+      wgmma_wait<1>(scores[0]);
+      to_probabilities();
+      if (launch.keep.active) {
+        float kept[kQueries / 8][4];
+#pragma unroll
+        for (int j = 0; j < kQueries / 8; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) kept[j][i] = keeps_key(keep, j, i) ? scores[0][j][i] : 0.0f;
+        narrow_rows<T, kQueries>(left[0], kept);
+      } else {
+        narrow_rows<T, kQueries>(left[0], scores[0]);
+      }
+      wgmma_begin(left[0], grad_value[0]);
+      start_column_products<T, kQueries, kOut>(grad_value[0], left[0], stage[1]);
+      wgmma_end();
+      wgmma_wait<1>(grads[0]);
+      key_gradients<kQueries>(grads[0], scores[0], statistics, launch.keep, keep, lane);
+      narrow_rows<T, kQueries>(left[1], grads[0]);
+      wgmma_begin(left[1], grad_key[0]);
+      start_column_products<T, kQueries, kOut>(grad_key[0], left[1], stage[0]);
+      wgmma_end();
+      wgmma_wait<0>(grad_key[0], grad_value[0], left[0], left[1]);
     } else {
-      probabilities_and_gradients<true, kQueries>(scores[0], grads[0], statistics, launch.keep, keep,
-                                                  first_row, query0, lane);
+#pragma unroll
+      for (int j = 0; j < kQueries / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[0][j][i] = grads[0][j][i] = 0.0f;
+      add_row_products<T, kQueries, true>(scores, shared.tiles.fixed[0], warp * 16, stage[0], lane);
+      add_row_products<T, kQueries, true>(grads, shared.tiles.fixed[1], warp * 16, stage[1], lane);
+      to_probabilities();
+      key_gradients<kQueries>(grads[0], scores[0], statistics, launch.keep, keep, lane);
+      if (launch.keep.active) drop_keys<kQueries>(scores[0], keep);
+      add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from<kOut>(stage[1], part), lane);
+      add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from<kOut>(stage[0], part), lane);
     }
-    add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from<kOut>(stage[1], part), lane);
-    add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from<kOut>(stage[0], part), lane);
-    __syncthreads();  // the stage is free again
-  }
-  copy_async_wait<0>();
+  };
+  walk<Traits>(steps, start, prepare, work);
 
   // A key that is padding was a row of zeros, whose sums are of no use.
 #pragma unroll
@@ -160,8 +220,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
 void launch_grad_key_and_value(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
-  visit_attention(p, [&]<class T>(Type<T>, auto dim) {
-    using Traits = GradKeyTraits<T, dim.value>;
+  visit_backward(p, [&]<class T>(Type<T>, auto dim, auto warpgroup) {
+    using Traits = GradKeyTraits<T, dim.value, warpgroup.value>;
     dim3 grid = tile_grid(p, TilesOf::keys, kTileRows);
     grid.x *= Traits::kParts;
     launch(grad_key_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared),

@@ -5,30 +5,25 @@
 namespace glm::cuda {
 namespace {
 
-template <class Element, int kPaddedDim>
-struct GradQueryTraits : BackwardTraits<Element, kPaddedDim> {
-  using Base = BackwardTraits<Element, kPaddedDim>;
+template <class Element, int kPaddedDim, bool kWithWarpgroup>
+struct GradQueryTraits : BackwardTraits<Element, kPaddedDim, kWithWarpgroup,
+                                        kWithWarpgroup ? 64 : kMmaWalk<Element, kPaddedDim>> {
+  using Base = BackwardTraits<Element, kPaddedDim, kWithWarpgroup, GradQueryTraits::kWalk>;
   using Shared = typename Base::Tiles;
   static constexpr int kBlocksPerSm = Base::kRowBytes <= 128 ? 3 : Base::kRowBytes <= 256 ? 2 : 1;
-  static_assert(sizeof(Shared) * kBlocksPerSm <= 163 * 1024, "shared memory of an sm_80");
+  static_assert(sizeof(Shared) * kBlocksPerSm <= Base::kSharedPerSm);
 };
 
-// From scores (in base 2) to dS, given dP. kMasked: row g (g + 8) sees keys [begin, end[0]) ([begin,
-// end[1])).
+// From scores to probabilities. kMasked: row g (g + 8) sees keys [begin, end[0]) ([begin, end[1])).
 template <bool kMasked, int kKeys>
-__device__ __forceinline__ void score_gradients(float (&scores)[kKeys / 8][4],
-                                                const float (&grads)[kKeys / 8][4],
-                                                const RowStatistic (&statistics)[2], const KeepRule& rule,
-                                                uint32_t keep, int begin, const int (&end)[2], int key0,
-                                                int lane) {
+__device__ __forceinline__ void row_probabilities(float (&scores)[kKeys / 8][4], float scale_log2,
+                                                  const RowStatistic (&statistics)[2], int begin,
+                                                  const int (&end)[2], int key0, int lane) {
 #pragma unroll
   for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const RowStatistic& row = statistics[i / 2];
-      const float probability = exp2_fast(scores[j][i] - row.lse);
-      const float grad = (keep >> (j * 4 + i) & 1u) != 0 ? grads[j][i] * rule.scale : 0.0f;
-      scores[j][i] = probability * (grad - row.delta + row.grad_lse);
+      scores[j][i] = exp2_fast(fmaf(scores[j][i], scale_log2, -statistics[i / 2].lse));
       if constexpr (kMasked) {
         const int key = key0 + j * 8 + lane % 4 * 2 + i % 2;
         if (key < begin || key >= end[i / 2]) scores[j][i] = 0.0f;
@@ -36,9 +31,25 @@ __device__ __forceinline__ void score_gradients(float (&scores)[kKeys / 8][4],
     }
 }
 
+// From probabilities and dP to dS, in their place.
+template <int kKeys>
+__device__ __forceinline__ void row_gradients(float (&scores)[kKeys / 8][4], const float (&grads)[kKeys / 8][4],
+                                              const RowStatistic (&statistics)[2], const KeepRule& rule,
+                                              uint32_t keep) {
+#pragma unroll
+  for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const RowStatistic& row = statistics[i / 2];
+      const float grad = (keep >> (j * 4 + i) & 1u) != 0 ? grads[j][i] * rule.scale : 0.0f;
+      scores[j][i] *= grad - row.delta + row.grad_lse;
+    }
+}
+
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     grad_query_kernel(BackwardLaunch launch) {
+  if constexpr (Traits::kWarpgroup && !kHasWgmma) return;
   using T = typename Traits::T;
   constexpr int kDim = Traits::kHeadDim, kKeys = Traits::kWalk;
   auto& shared = shared_memory<typename Traits::Shared>();
@@ -59,18 +70,19 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const KeyTiles tiles(mask, tile.first, tile.first + tile.count, kKeys);
   const int begin = static_cast<int>(mask.begin), end = static_cast<int>(mask.length);
   const int row_end[2] = {static_cast<int>(mask.row_end(row)), static_cast<int>(mask.row_end(row + 8))};
-  constexpr int kAhead = Traits::kStages - 1;
-  const auto fetch = [&](int n) {
-    auto& stage = shared.walking[(tiles.end - 1 - n) % Traits::kStages];
-    copy_rows<Traits::kThreads>(stage[0], key, p.key.row, n * kKeys, begin, end, head_dim);
-    copy_rows<Traits::kThreads>(stage[1], value, p.value.row, n * kKeys, begin, end, head_dim);
+  const int steps = tiles.end - tiles.begin;
+  const auto start = [&](int step) {
+    const int key0 = (tiles.end - 1 - step) * kKeys;
+    auto& stage = shared.walking[step % Traits::kStages];
+    copy_rows<Traits::kThreads>(stage[0], key, p.key.row, key0, begin, end, head_dim);
+    copy_rows<Traits::kThreads>(stage[1], value, p.value.row, key0, begin, end, head_dim);
   };
-  if (tiles.begin < tiles.end) {
+  if (steps > 0) {
     const int last = tile.first + tile.count;
     copy_rows<Traits::kThreads>(shared.fixed[0], query, p.query.row, tile.first, 0, last, head_dim);
     copy_rows<Traits::kThreads>(shared.fixed[1], grad_out, launch.op.grad_out.row, tile.first, 0, last,
                                 head_dim);
-    if (kAhead > 0) fetch(tiles.end - 1);
+    start(0);
     copy_async_commit();
   }
   const RowStatistic* place = launch.statistics.of(p, tile, h) + row;
@@ -78,35 +90,51 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
   float sums[1][kDim / 8][4] = {};
   uint32_t keep = kAllLanes;  // of 64 keys
-  for (int n = tiles.end - 1; n >= tiles.begin; --n) {
-    auto& stage = shared.walking[(tiles.end - 1 - n) % Traits::kStages];
-    const int key0 = n * kKeys;
-    if (n - kAhead >= tiles.begin) fetch(n - kAhead);
-    copy_async_commit();
-    copy_async_wait<kAhead>();
-    __syncthreads();
-
-    float scores[1][kKeys / 8][4] = {}, grads[1][kKeys / 8][4] = {};
-    add_row_products<T, kKeys>(scores, shared.fixed[0], warp * 16, stage[0], lane);
-    add_row_products<T, kKeys>(grads, shared.fixed[1], warp * 16, stage[1], lane);
-#pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scores[0][j][i] *= launch.scale_log2;
-    if (launch.keep.active && (n == tiles.end - 1 || (key0 + kKeys) % 64 == 0))
-      keep = draw_rows(launch.keep, tile.b, h, row, key0, lane);
-    const uint32_t bits = keep >> key0 % 64 / 8 * 4;
-    if (tiles.full(n)) {
-      score_gradients<false, kKeys>(scores[0], grads[0], statistics, launch.keep, bits, begin, row_end, key0,
-                                    lane);
+  const auto work = [&](int step) {
+    auto& stage = shared.walking[step % Traits::kStages];
+    const int n = tiles.end - 1 - step, key0 = n * kKeys;
+    float scores[1][kKeys / 8][4], grads[1][kKeys / 8][4];
+    const auto to_probabilities = [&] {
+      if (launch.keep.active && (step == 0 || (key0 + kKeys) % 64 == 0))
+        keep = draw_rows(launch.keep, tile.b, h, row, key0, lane);
+      if (tiles.full(n)) {
+        row_probabilities<false, kKeys>(scores[0], launch.scale_log2, statistics, begin, row_end, key0, lane);
+      } else {
+        row_probabilities<true, kKeys>(scores[0], launch.scale_log2, statistics, begin, row_end, key0, lane);
+      }
+    };
+    const auto to_gradients = [&] {
+      row_gradients<kKeys>(scores[0], grads[0], statistics, launch.keep, keep >> key0 % 64 / 8 * 4);
+    };
+    if constexpr (Traits::kWarpgroup) {
+      uint32_t left[kKeys / 16][4];
+      wgmma_begin(scores[0], grads[0]);
+      start_row_products<T, kKeys>(scores[0], shared.fixed[0], 0, stage[0]);
+      wgmma_end();
+      start_row_products<T, kKeys>(grads[0], shared.fixed[1], 0, stage[1]);
+      wgmma_end();
+      wgmma_wait<1>(scores[0]);
+      to_probabilities();
+      wgmma_wait<0>(grads[0]);
+      to_gradients();
+      narrow_rows<T, kKeys>(left, scores[0]);
+      wgmma_begin(left, sums[0]);
+      start_column_products<T, kKeys, kDim>(sums[0], left, stage[0]);
+      wgmma_end();
+      wgmma_wait<0>(sums[0], left);
     } else {
-      score_gradients<true, kKeys>(scores[0], grads[0], statistics, launch.keep, bits, begin, row_end, key0,
-                                   lane);
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[0][j][i] = grads[0][j][i] = 0.0f;
+      add_row_products<T, kKeys>(scores, shared.fixed[0], warp * 16, stage[0], lane);
+      add_row_products<T, kKeys>(grads, shared.fixed[1], warp * 16, stage[1], lane);
+      to_probabilities();
+      to_gradients();
+      add_column_products<T, kKeys, kDim>(sums, scores, stage[0], lane);
     }
-    add_column_products<T, kKeys, kDim>(sums, scores, stage[0], lane);
-    __syncthreads();  // the stage is free again
-  }
-  copy_async_wait<0>();
+  };
+  walk<Traits>(steps, start, [](int) {}, work);
   T* out = rows_of<T>(launch.op.grad_query, p, tile, h, tile.sequence.first_row);
   const int64_t stride = launch.op.grad_query.row;
   write_rows<T, kDim>(out + (tile.first + warp * 16) * stride, stride, sums[0], {launch.scale, launch.scale},
@@ -117,8 +145,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
 void launch_grad_query(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
-  visit_attention(p, [&]<class T>(Type<T>, auto dim) {
-    using Traits = GradQueryTraits<T, dim.value>;
+  visit_backward(p, [&]<class T>(Type<T>, auto dim, auto warpgroup) {
+    using Traits = GradQueryTraits<T, dim.value, warpgroup.value>;
     launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows, kTileRows), dim3{Traits::kThreads, 1, 1},
            sizeof(typename Traits::Shared), stream, params);
   });

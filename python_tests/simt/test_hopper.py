@@ -1,0 +1,84 @@
+"""The kernels of warpgroups (csrc/cuda/wgmma.cuh), which a Hopper GPU runs instead of the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from glm_ext import ops
+from glm_ext.ops import reference
+
+from ..ops.tolerance import check_op
+from . import test_span_attention as attention
+from .backend import SCHEDULES, Schedule, Simt
+from .checks import forward_and_backward, same_under
+
+DTYPES = [torch.bfloat16, torch.float16]
+# More than 64 rows, head dims up to 128: others take the kernels of every GPU.
+CASES: list[attention.Case] = [
+    *(case for case in attention.CASES if case[0][3] > 64 and case[0][5] <= 128),
+    ((1, 1, 1, 300, 300, 64), [140], None, None),  # tiles that all rows see whole
+    ((1, 2, 1, 265, 300, 128), [100], [290], [3]),
+]
+PACKED: list[tuple[list[int], list[int]]] = [  # cu_seqlens, prefix_len
+    ([0, 131], [64]),
+    ([0, 70, 270], [70, 100]),
+    ([0, 150, 150, 350], [10, 0, 200]),
+]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: str(c[0]))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention(simt: Simt, dtype: torch.dtype, case: attention.Case, dropout_p: float) -> None:
+    inputs, options = attention.make_inputs(case, dtype)
+    simt.configure(SCHEDULES[0], hopper=True)
+    with simt.in_place_of_C():
+        check_op(
+            ops.span_attention,
+            reference.span_attention,
+            inputs,
+            dropout_p=dropout_p,
+            return_lse=True,
+            **options,
+        )
+
+
+@pytest.mark.parametrize("scale", [-0.2, 0.0, 3.0])
+def test_attention_scale(simt: Simt, scale: float) -> None:
+    inputs, options = attention.make_inputs(CASES[1], torch.bfloat16)
+    simt.configure(SCHEDULES[0], hopper=True)
+    with simt.in_place_of_C():
+        check_op(
+            ops.span_attention, reference.span_attention, inputs, scale=scale, return_lse=True, **options
+        )
+
+
+@pytest.mark.parametrize(("cu_seqlens", "prefix_len"), PACKED, ids=str)
+def test_packed_attention(simt: Simt, cu_seqlens: list[int], prefix_len: list[int]) -> None:
+    torch.manual_seed(0)
+    total = cu_seqlens[-1] + 3
+    query, (key, value) = torch.randn(total, 2, 64).bfloat16(), torch.randn(2, total, 1, 64).bfloat16()
+    simt.configure(SCHEDULES[0], hopper=True)
+    with simt.in_place_of_C():
+        check_op(
+            ops.span_attention_varlen,
+            reference.span_attention_varlen,
+            [query, key, value, torch.tensor(cu_seqlens), torch.tensor(prefix_len)],
+            dropout_p=0.1,
+            return_lse=True,
+        )
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_attention_has_the_same_bits_under_every_schedule(simt: Simt, head_dim: int) -> None:
+    """Products that finish when they are waited for among them: nothing reads or writes too early."""
+    inputs, _ = attention.make_inputs(((1, 1, 1, 200, 330, head_dim), [150], None, None), torch.bfloat16)
+    schedules = [Schedule("in_order"), *(s for s in SCHEDULES if s.deferred)]
+    with simt.in_place_of_C():
+        same_under(
+            simt,
+            schedules,
+            lambda: forward_and_backward(ops.span_attention, inputs, dropout_p=0.1, return_lse=True),
+            hopper=True,
+        )
