@@ -67,17 +67,6 @@ def conditions(report: Report) -> str:
     )
 
 
-def rewritten(page: str) -> str:
-    """The page with every table made anew."""
-
-    def fill(block: re.Match[str]) -> str:
-        report = read(block[1])
-        (made,) = (make for kind, make in TABLES.items() if kind in report)
-        return f"<!-- table {block[1]} -->\n{made(report)}<!-- end -->"
-
-    return BLOCK.sub(fill, page)
-
-
 def kernels_table(report: Report) -> str:
     """What tools/cuda_gate.py found: registers (resident warps), fewest and most of the instances."""
     found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
@@ -97,12 +86,24 @@ def kernels_table(report: Report) -> str:
 
 
 def span(values: Iterable[int]) -> str:
-    low, *_, high = sorted([*values] * 2)
+    found = list(values)
+    low, high = min(found), max(found)
     return str(low) if low == high else f"{low}-{high}"
 
 
 # A result says by its key what it is.
 TABLES = {"cases": table, "runs": curves_table, "few_shot": few_shot_table, "kernels": kernels_table}
+
+
+def rewritten(page: str) -> str:
+    """The page with every table made anew."""
+
+    def fill(block: re.Match[str]) -> str:
+        report = read(block[1])
+        (made,) = (make for kind, make in TABLES.items() if kind in report)
+        return f"<!-- table {block[1]} -->\n{made(report)}<!-- end -->"
+
+    return BLOCK.sub(fill, page)
 
 
 def main() -> None:

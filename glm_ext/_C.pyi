@@ -38,6 +38,7 @@ __all__: list[str] = [
     "span_attention_forward",
     "span_attention_workspace",
     "sum_groups",
+    "use_wgmma",
 ]
 
 def compiler() -> str:
@@ -296,6 +297,11 @@ def span_attention_workspace(
 def sum_groups(rows: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
     How many partial sums a bias gradient over `rows` rows is taken in.
+    """
+
+def use_wgmma(wanted: bool) -> None:
+    """
+    Whether Hopper GPUs run the kernels of warpgroups, where an op has them; as GLM_WGMMA=1 says at first.
     """
 
 GELU_MLP_TILE_ROWS: int = 128

@@ -149,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--archs", default="80,90a,100a")
     parser.add_argument("--only", default="", help="files whose path holds this")
-    parser.add_argument("--out", type=Path, help="write what was found here, as JSON")
+    parser.add_argument("--out", type=Path, help="write what was found here, as JSON, where nothing failed")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
 
@@ -169,14 +169,6 @@ def main() -> int:
         ]
     lines = table(rows)
     print("\n".join(lines))
-    if options.out:
-        release = re.search(r"release (\S+),", subprocess.check_output([nvcc, "--version"], text=True))
-        found = [
-            {"file": file, "name": name, "arch": k.arch, "registers": k.registers, "warps": k.resident_warps}
-            for file, name, k in rows
-        ]
-        report = {"conditions": {"nvcc": release[1] if release else "unknown"}, "kernels": found}
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
     failures = [f"{file} {name} sm_{k.arch}: {p}" for file, name, k in rows for p in k.problems()]
     print(
         f"\n{len(rows)} kernels, {time.perf_counter() - started:.0f} s, {len(failures)} failures",
@@ -184,6 +176,14 @@ def main() -> int:
     )
     for failure in failures:
         print(f"FAIL {failure}", file=sys.stderr)
+    if options.out and not failures:
+        release = re.search(r"release (\S+),", subprocess.check_output([nvcc, "--version"], text=True))
+        found = [
+            {"file": file, "name": name, "arch": k.arch, "registers": k.registers, "warps": k.resident_warps}
+            for file, name, k in rows
+        ]
+        report = {"conditions": {"nvcc": release[1] if release else "unknown"}, "kernels": found}
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
     return 1 if failures else 0
 
 

@@ -39,4 +39,7 @@ void glm::register_info(py::module_& m) {
       "The CUDA architectures that this build holds, as in \"80 90a\"; empty without CUDA.");
   m.def("cuda_devices", &cuda_devices,
         "(name, major, minor) of each GPU that the CUDA build sees: major.minor is its compute capability.");
+  m.def("use_wgmma", &glm::cuda::use_wgmma, "wanted"_a,
+        "Whether Hopper GPUs run the kernels of warpgroups, where an op has them; as GLM_WGMMA=1 says at "
+        "first.");
 }

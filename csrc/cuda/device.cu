@@ -1,3 +1,7 @@
+#include <atomic>
+#include <cstdlib>
+#include <string_view>
+
 #include "cuda/check.cuh"
 #include "cuda/device.h"
 
@@ -18,8 +22,21 @@ std::vector<Device> devices() {
   return found;
 }
 
+namespace {
+
+std::atomic<bool>& wants_wgmma() {
+  static std::atomic<bool> wanted = [] {
+    const char* value = std::getenv("GLM_WGMMA");
+    return value != nullptr && std::string_view(value) == "1";
+  }();
+  return wanted;
+}
+
+}  // namespace
+
 bool has_wgmma() {
 #if defined(GLM_HAVE_SM90A)
+  if (!wants_wgmma()) return false;
   int device = 0, major = 0;
   GLM_CUDA_CHECK(cudaGetDevice(&device));
   GLM_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
@@ -28,6 +45,8 @@ bool has_wgmma() {
   return false;
 #endif
 }
+
+void use_wgmma(bool wanted) { wants_wgmma() = wanted; }
 
 DeviceGuard::DeviceGuard(int device) {
   GLM_CUDA_CHECK(cudaGetDevice(&before_));

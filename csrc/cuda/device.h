@@ -14,8 +14,10 @@ struct Device {
 // Empty where there is no GPU, or no driver that this build can talk to.
 std::vector<Device> devices();
 
-// Whether the current device runs the kernels of warpgroups (cuda/wgmma.cuh), and this build has them.
+// Whether the current device runs the kernels of warpgroups (cuda/wgmma.cuh): it can, this build has them, and
+// they are wanted. No card has proven them yet, so they must be asked for: GLM_WGMMA=1, or use_wgmma(true).
 bool has_wgmma();
+void use_wgmma(bool);
 
 // Makes a device the current one, and puts back the one before.
 class DeviceGuard {

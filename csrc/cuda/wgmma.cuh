@@ -20,7 +20,7 @@ namespace glm::cuda {
 // How 16 depths of an operand lie in shared memory.
 enum class Major {
   depth,  // rows of A, or columns of B, one after the other: 16 depths are 32 bytes of each. Eight in 1024 bytes
-  row,    // depth after depth, each 64 rows of A or columns of B; the next 64 are `next` bytes further
+  row,  // depth after depth, each 64 rows of A or columns of B; the next 64 are `next` bytes further
 };
 
 struct WgmmaOperand {
@@ -107,28 +107,30 @@ __device__ __forceinline__ void wgmma_publish() {
 #define GLM_WGMMA_TEXT_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define GLM_WGMMA_TEXT_64 \
   GLM_WGMMA_TEXT_32       \
-      ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define GLM_WGMMA_TEXT_128                                                                                    \
-  GLM_WGMMA_TEXT_64                                                                                           \
-      ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
-      "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define GLM_WGMMA_TEXT_128                                                                                 \
+  GLM_WGMMA_TEXT_64                                                                                        \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 // One statement for each N and type; what follows D is numbered from N / 2 on.
-#define GLM_WGMMA_SHARED(N, TYPE, A, B, ADDS, MAJOR_A, MAJOR_B)                                      \
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, " ADDS ", 0;\n"                                        \
-               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                       \
-               " {" GLM_WGMMA_TEXT_##N "}, " A ", " B ", p, 1, 1, " MAJOR_A ", " MAJOR_B "; }"       \
-               : GLM_WGMMA_REGISTERS_##N(0)                                                          \
-               : "l"(detail::descriptor(a)), "l"(detail::descriptor(b)), "r"(kAdds ? 1 : 0),         \
-                 "n"(kMajorA == Major::row ? 1 : 0), "n"(kMajorB == Major::row ? 1 : 0)              \
+#define GLM_WGMMA_SHARED(N, TYPE, A, B, ADDS, MAJOR_A, MAJOR_B)                                        \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, " ADDS                                                  \
+               ", 0;\n"                                                                                \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GLM_WGMMA_TEXT_##N \
+               "}, " A ", " B ", p, 1, 1, " MAJOR_A ", " MAJOR_B "; }"                                 \
+               : GLM_WGMMA_REGISTERS_##N(0)                                                            \
+               : "l"(detail::descriptor(a)), "l"(detail::descriptor(b)), "r"(kAdds ? 1 : 0),           \
+                 "n"(kMajorA == Major::row ? 1 : 0), "n"(kMajorB == Major::row ? 1 : 0)                \
                : "memory")
-#define GLM_WGMMA_REGISTERS(N, TYPE, A, B, ADDS, MAJOR_B)                                            \
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, " ADDS ", 0;\n"                                        \
-               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE                       \
-               " {" GLM_WGMMA_TEXT_##N "}, {" A "}, " B ", p, 1, 1, " MAJOR_B "; }"                  \
-               : GLM_WGMMA_REGISTERS_##N(0)                                                          \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(detail::descriptor(b)),             \
-                 "r"(kAdds ? 1 : 0), "n"(kMajorB == Major::row ? 1 : 0)                              \
+#define GLM_WGMMA_REGISTERS(N, TYPE, A, B, ADDS, MAJOR_B)                                                    \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, " ADDS                                                        \
+               ", 0;\n"                                                                                      \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GLM_WGMMA_TEXT_##N       \
+               "}, {" A "}, " B ", p, 1, 1, " MAJOR_B "; }"                                                  \
+               : GLM_WGMMA_REGISTERS_##N(0)                                                                  \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(detail::descriptor(b)), "r"(kAdds ? 1 : 0), \
+                 "n"(kMajorB == Major::row ? 1 : 0)                                                          \
                : "memory")
 
 // D = A B, or D += A B with kAdds; A and B in shared memory.

@@ -19,8 +19,7 @@ void AsyncProducts::wait_all_but(int groups) {
 }
 
 void AsyncProducts::check_all_waited() const {
-  if (!pending_.empty())
-    fault(pending_.front().site, "the kernel returns before this wgmma was waited for");
+  if (!pending_.empty()) fault(pending_.front().site, "the kernel returns before this wgmma was waited for");
 }
 
 void AsyncProducts::clear() {

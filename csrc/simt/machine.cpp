@@ -75,6 +75,7 @@ void Machine::run_block() {
     thread.finished = false;
     thread.copies.clear();
     thread.products.clear();
+    thread.unpublished.clear();
     thread.fiber.start(&Machine::thread_main, this);
     warps_[static_cast<size_t>(thread.warp)].ready |= 1u << thread.lane;
   }

@@ -60,7 +60,8 @@ struct Thread {
   const char* waits_at = nullptr;
   Site waits_site;
   AsyncCopies copies;
-  AsyncProducts products;  // of the warp, where this is its first lane
+  AsyncProducts products;            // of the warp, where this is its first lane
+  std::vector<int64_t> unpublished;  // see SharedMemory::publish
 };
 
 class Machine {

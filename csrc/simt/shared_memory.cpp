@@ -90,7 +90,10 @@ void SharedMemory::store(Cell& cell, const Access& access, const char* what) {
 
 void SharedMemory::write(const void* address, int64_t bytes, std::source_location site) {
   const Access access = now(this_thread().id, site);
-  visit(address, bytes, site, [&](Cell& cell) { store(cell, access, "writes over"); });
+  visit(address, bytes, site, [&](Cell& cell) {
+    store(cell, access, "writes over");
+    write_ordinarily(cell);
+  });
 }
 
 void SharedMemory::begin_copy(const void* address, int64_t bytes, std::source_location site) {
@@ -106,7 +109,28 @@ void SharedMemory::finish_copy(const void* address, int64_t bytes, std::source_l
   visit(address, bytes, site, [&](Cell& cell) {
     cell.written = access;
     cell.in_flight = false;
+    write_ordinarily(cell);
   });
+}
+
+void SharedMemory::write_ordinarily(Cell& cell) {
+  if (!options().hopper) return;
+  cell.published = false;
+  this_thread().unpublished.push_back(&cell - cells_.data());
+}
+
+void SharedMemory::read_published(const void* address, int64_t bytes, std::source_location site) {
+  read(address, bytes, site);
+  visit(address, bytes, site, [&](Cell& cell) {
+    if (!cell.published)
+      fault(site, "wgmma reads what thread ", cell.written.thread, " wrote at ", describe(cell.written.site),
+            " and has not published");
+  });
+}
+
+void SharedMemory::publish() {
+  for (const int64_t cell : this_thread().unpublished) cells_[static_cast<size_t>(cell)].published = true;
+  this_thread().unpublished.clear();
 }
 
 }  // namespace glm::simt

@@ -33,6 +33,11 @@ class SharedMemory {
   // A lane reads for another: ldmatrix hands each lane words of rows that other lanes point to.
   void read_as(int thread_id, const void* address, int64_t bytes, std::source_location site);
 
+  // wgmma reads past the ordinary path of stores and cp.async: what the thread that wrote has not published
+  // since may not have arrived. Kept track of with Options::hopper.
+  void read_published(const void* address, int64_t bytes, std::source_location site);
+  void publish();
+
  private:
   static constexpr int kGranule = 2;  // bytes: the smallest element that kernels share
   static constexpr int kNobody = -1, kSeveral = -2;
@@ -46,6 +51,7 @@ class SharedMemory {
   struct Cell {
     Access written, read;
     bool in_flight = false;
+    bool published = true;
   };
 
   template <class Visit>
@@ -53,6 +59,7 @@ class SharedMemory {
   static Access now(int thread_id, std::source_location site);
   static bool ordered(const Access& before, const Access& after);
   static void store(Cell& cell, const Access& access, const char* what);
+  void write_ordinarily(Cell& cell);
 
   unsigned char* data_ = nullptr;
   int64_t bytes_ = 0, capacity_ = 0;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <limits>
 
 #include "simt/ptx.h"
 
@@ -22,7 +23,7 @@ float wgmma_element(const WgmmaOperand& x, int row, int depth, Site site) {
                             ? start + row / 8 * 1024 + row % 8 * 128 + depth * 2
                             : start + row / 64 * x.next + depth / 8 * 1024 + depth % 8 * 128 + row % 64 * 2;
   const unsigned char* address = shared + (place ^ (place >> 7 & 7) << 4);
-  simt::machine().shared().read(address, 2, site);
+  simt::machine().shared().read_published(address, 2, site);
   return to_float(*reinterpret_cast<const T*>(address));
 }
 
@@ -34,7 +35,8 @@ struct WgmmaSlot {
 
 // D [16, 8 kN] = or += A [16, 16] B [16, 8 kN] of one warp.
 template <class T, Major kMajorB, bool kAdds, int kN, class A>
-void wgmma_rows(const std::array<WgmmaSlot, simt::kWarpSize>& lanes, const A& a, const WgmmaOperand& b, Site site) {
+void wgmma_rows(const std::array<WgmmaSlot, simt::kWarpSize>& lanes, const A& a, const WgmmaOperand& b,
+                Site site) {
   float left[16][16], right[16];
   for (int i = 0; i < 16; ++i)
     for (int k = 0; k < 16; ++k) left[i][k] = a(i, k);
@@ -48,16 +50,22 @@ void wgmma_rows(const std::array<WgmmaSlot, simt::kWarpSize>& lanes, const A& a,
   }
 }
 
+// What d holds from the start of a product on is the product's: nothing that was there before is right.
+template <int kN>
+void spoil(float (&d)[kN][4]) {
+  for (auto& columns : d)
+    for (float& element : columns) element = std::numeric_limits<float>::quiet_NaN();
+}
+
 // Runs body(lanes) for the warp now, or when its group is waited for.
 template <class Body>
 void wgmma_issue(float* d, const uint32_t* a, Site site, const Body& body) {
   WgmmaSlot slot{d, a, &simt::this_thread()};
-  simt::warp_collective("wgmma", simt::kFullMask, slot, site,
-                        [&](WgmmaSlot* const(&lanes)[simt::kWarpSize]) {
-                          std::array<WgmmaSlot, simt::kWarpSize> slots;
-                          for (size_t i = 0; i < slots.size(); ++i) slots[i] = *lanes[i];
-                          lanes[0]->thread->products.issue([slots, body] { body(slots); }, site);
-                        });
+  simt::warp_collective("wgmma", simt::kFullMask, slot, site, [&](WgmmaSlot* const(&lanes)[simt::kWarpSize]) {
+    std::array<WgmmaSlot, simt::kWarpSize> slots;
+    for (size_t i = 0; i < slots.size(); ++i) slots[i] = *lanes[i];
+    lanes[0]->thread->products.issue([slots, body] { body(slots); }, site);
+  });
 }
 
 template <class Body>
@@ -82,23 +90,26 @@ void wgmma_wait(Registers&...) {
                       [](simt::AsyncProducts& products) { products.wait_all_but(kGroups); });
 }
 
-inline void wgmma_publish() {}
+inline void wgmma_publish() { simt::machine().shared().publish(); }
 
 template <class T, Major kMajorA, Major kMajorB, bool kAdds, int kN>
 void wgmma(float (&d)[kN][4], const WgmmaOperand& a, const WgmmaOperand& b, Site site = Site::current()) {
   const int first_row = simt::this_thread().warp % 4 * 16;
+  if constexpr (!kAdds) detail::spoil(d);
   detail::wgmma_issue(d[0], nullptr, site, [=](const auto& lanes) {
     detail::wgmma_rows<T, kMajorB, kAdds, kN>(
-        lanes,
-        [&](int i, int k) { return detail::wgmma_element<T, kMajorA>(a, first_row + i, k, site); }, b, site);
+        lanes, [&](int i, int k) { return detail::wgmma_element<T, kMajorA>(a, first_row + i, k, site); }, b,
+        site);
   });
 }
 
 template <class T, Major kMajorB, bool kAdds, int kN>
 void wgmma(float (&d)[kN][4], const uint32_t (&a)[4], const WgmmaOperand& b, Site site = Site::current()) {
+  if constexpr (!kAdds) detail::spoil(d);
   detail::wgmma_issue(d[0], a, site, [=](const auto& lanes) {
     const auto element = [&](int i, int k) {
-      return detail::half_of<T>(lanes[static_cast<size_t>(i % 8 * 4 + k % 8 / 2)].a[k / 8 * 2 + i / 8], k % 2);
+      return detail::half_of<T>(lanes[static_cast<size_t>(i % 8 * 4 + k % 8 / 2)].a[k / 8 * 2 + i / 8],
+                                k % 2);
     };
     detail::wgmma_rows<T, kMajorB, kAdds, kN>(lanes, element, b, site);
   });

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,17 +11,12 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from .load import tool
 
 
 @pytest.fixture
 def corpora() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corpora", ROOT / "tools" / "corpora.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool("corpora")
 
 
 def test_nothing_is_built_from_source(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from .load import tool
 
 # A frame: an array that is indexed at run time. Spills: 64 live values in 32 registers. And no bounds at all.
 BAD = """
@@ -35,13 +33,7 @@ __global__ void __launch_bounds__(128) good(float* out) { out[threadIdx.x] = 1.0
 
 @pytest.fixture(scope="module")
 def gate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cuda_gate", ROOT / "tools" / "cuda_gate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cuda_gate"] = module
-    spec.loader.exec_module(module)
-    return module
+    return tool("cuda_gate")
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from glm_ext.cli import main, pretrain
 from glm_ext.nn import Layer
@@ -219,7 +220,9 @@ def test_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, small
     """Killed by SIGKILL after its checkpoint at step 5; twelve steps are the same, with dropout."""
     arguments = ["pretrain", *small_run, *options, "--save_every", "5"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    graphs = counters["stats"]["unique_graphs"]
     assert main([*arguments, "--run", str(whole)]) == 0
+    assert (counters["stats"]["unique_graphs"] > graphs) == ("--compile" in options)
     command = [sys.executable, "-c", KILLED, place, *arguments, "--run", str(killed)]
     child = subprocess.run(command, timeout=300, check=False, stdout=subprocess.DEVNULL)
     assert child.returncode == -signal.SIGKILL

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pybind11
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..build.load import ROOT, load
 
 
 def load_simt() -> ModuleType:
@@ -37,10 +35,4 @@ def load_simt() -> ModuleType:
             )
             if run.returncode != 0:
                 raise RuntimeError(f"{' '.join(command)} failed:\n{run.stdout[-4000:]}")
-    library = next(build.glob("glm_ext_simt.*.so"))
-    spec = importlib.util.spec_from_file_location("glm_ext_simt", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(next(build.glob("glm_ext_simt.*.so")))

@@ -27,6 +27,60 @@ PACKED: list[tuple[list[int], list[int]]] = [  # cu_seqlens, prefix_len
 ]
 
 
+def warpgroup(
+    simt: Simt, name: str, sizes: tuple[int, int, int] = (64, 64, 64), dtype: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """csrc/simt/tests/warpgroup.cuh: out = round(a b^T) c, found and expected."""
+    depth, cols, width = sizes
+    torch.manual_seed(0)
+    a, b, c = (torch.randn(n, m).to(dtype) for n, m in ((64, depth), (cols, depth), (cols, width)))
+    out = torch.full((64, width), float("nan"))
+    simt.fenced(getattr(simt.module.testing, f"warpgroup_{name}"))(a, b, c, out)
+    return out, (a.double() @ b.double().T).to(dtype).double() @ c.double()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "sizes", "dtype"),
+    [
+        ("none", (64, 64, 64), torch.bfloat16),
+        ("128", (128, 128, 128), torch.bfloat16),
+        ("float16", (128, 32, 64), torch.float16),
+    ],
+)
+def test_the_product_of_a_warpgroup(
+    simt: Simt, name: str, sizes: tuple[int, int, int], dtype: torch.dtype, schedule: Schedule
+) -> None:
+    simt.configure(schedule, hopper=True)
+    found, expected = warpgroup(simt, name, sizes, dtype)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=0.5)  # roundings of a b^T may differ
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("early_overwrite", r"race: thread \d+ reads what thread \d+ wrote at warpgroup.cuh"),
+        ("not_waited", r"the kernel returns before this wgmma was waited for"),
+        ("not_published", r"wgmma reads what thread \d+ wrote at \S+ and has not published"),
+    ],
+)
+def test_a_fault_is_an_error(simt: Simt, fault: str, message: str) -> None:
+    simt.configure(Schedule("in_order", deferred=True), hopper=True)
+    with pytest.raises(RuntimeError, match=message):
+        warpgroup(simt, fault)
+
+
+@pytest.mark.parametrize("fault", ["early_read", "early_overwrite", "reused_register"])
+def test_a_fault_shows_in_results_where_products_come_late(simt: Simt, fault: str) -> None:
+    wrong = []
+    for schedule in SCHEDULES:
+        simt.configure(schedule, hopper=True, check_races=False)
+        found, expected = warpgroup(simt, fault)
+        if not torch.allclose(found.double(), expected, rtol=2e-3, atol=0.5):
+            wrong.append(schedule)
+    assert wrong == [s for s in SCHEDULES if s.deferred]
+
+
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: str(c[0]))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -54,17 +108,21 @@ def test_attention_scale(simt: Simt, scale: float) -> None:
         )
 
 
+def packed_inputs(cu_seqlens: list[int], prefix_len: list[int]) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    total = cu_seqlens[-1] + 3  # rows behind the last sequence see nothing
+    query, (key, value) = torch.randn(total, 2, 64).bfloat16(), torch.randn(2, total, 1, 64).bfloat16()
+    return [query, key, value, torch.tensor(cu_seqlens), torch.tensor(prefix_len)]
+
+
 @pytest.mark.parametrize(("cu_seqlens", "prefix_len"), PACKED, ids=str)
 def test_packed_attention(simt: Simt, cu_seqlens: list[int], prefix_len: list[int]) -> None:
-    torch.manual_seed(0)
-    total = cu_seqlens[-1] + 3
-    query, (key, value) = torch.randn(total, 2, 64).bfloat16(), torch.randn(2, total, 1, 64).bfloat16()
     simt.configure(SCHEDULES[0], hopper=True)
     with simt.in_place_of_C():
         check_op(
             ops.span_attention_varlen,
             reference.span_attention_varlen,
-            [query, key, value, torch.tensor(cu_seqlens), torch.tensor(prefix_len)],
+            packed_inputs(cu_seqlens, prefix_len),
             dropout_p=0.1,
             return_lse=True,
         )

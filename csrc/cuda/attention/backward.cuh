@@ -69,13 +69,16 @@ struct BackwardTraits {
 };
 
 template <class T, int kPaddedDim>
-inline constexpr int kMmaWalk = kPaddedDim * sizeof(T) <= 128 ? 64 : kPaddedDim * sizeof(T) <= 512 ? 32 : 16;
+inline constexpr int kMmaWalk = kPaddedDim * sizeof(T) <= 128   ? 64
+                                : kPaddedDim * sizeof(T) <= 512 ? 32
+                                                                : 16;
 
 // The walk of a block over `steps` tiles: start(step) begins to copy a tile, prepare(step) writes what else it
 // needs, then, behind a barrier, work(step) finds it. The copy of the next tile is on its way meanwhile, where
 // there are two stages. The copy of tile 0 may have been started and committed before, with what stays.
 template <class Traits, class Start, class Prepare, class Work>
-__device__ __forceinline__ void walk(int steps, const Start& start, const Prepare& prepare, const Work& work) {
+__device__ __forceinline__ void walk(int steps, const Start& start, const Prepare& prepare,
+                                     const Work& work) {
   for (int step = 0; step < steps; ++step) {
     if constexpr (Traits::kStages == 1) {
       if (step > 0) {

@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   auto& shared = shared_memory<typename Traits::Shared>();
   const SpanAttention& p = launch.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Tile tile =
-      find_tile<TilesOf::rows, Traits::kRows>(p, launch.list, static_cast<int>(blockIdx.x));
+  const Tile tile = find_tile<TilesOf::rows, Traits::kRows>(p, launch.list, static_cast<int>(blockIdx.x));
   if (tile.count == 0) return;
   const SpanMask& mask = tile.sequence.mask;
   const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
@@ -57,8 +56,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const auto fetch = [&](int i) {  // keys that nobody sees become zeros: 0 * NaN would leak from padding
     auto& stage = shared.stage[i % 2];
     const int n = tiles.end - 1 - i;
-    if (i < steps)
-      copy_rows<Traits::kThreads>(stage.key, key, p.key.row, n * kKeys, begin, end, head_dim);
+    if (i < steps) copy_rows<Traits::kThreads>(stage.key, key, p.key.row, n * kKeys, begin, end, head_dim);
     if (i > 0)
       copy_rows<Traits::kThreads>(stage.value, value, p.value.row, (n + 1) * kKeys, begin, end, head_dim);
     copy_async_commit();
@@ -86,7 +84,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       if (!launch.keep.active) return;
 #pragma unroll
       for (int k = 0; k < kKeys; k += 64)
-        drop<64>(reinterpret_cast<float(&)[8][4]>(scores[k / 8]),
+        drop<64>(reinterpret_cast<float (&)[8][4]>(scores[k / 8]),
                  draw_rows(launch.keep, tile.b, h, row, key0 + k, lane));
     };
 

@@ -67,7 +67,8 @@ __device__ __forceinline__ void key_gradients(float (&grads)[kQueries / 8][4],
 }
 
 template <int kQueries>
-__device__ __forceinline__ void drop_keys(float (&probabilities)[kQueries / 8][4], const uint32_t (&keep)[2]) {
+__device__ __forceinline__ void drop_keys(float (&probabilities)[kQueries / 8][4],
+                                          const uint32_t (&keep)[2]) {
 #pragma unroll
   for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll

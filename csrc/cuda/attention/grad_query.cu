@@ -33,7 +33,8 @@ __device__ __forceinline__ void row_probabilities(float (&scores)[kKeys / 8][4],
 
 // From probabilities and dP to dS, in their place.
 template <int kKeys>
-__device__ __forceinline__ void row_gradients(float (&scores)[kKeys / 8][4], const float (&grads)[kKeys / 8][4],
+__device__ __forceinline__ void row_gradients(float (&scores)[kKeys / 8][4],
+                                              const float (&grads)[kKeys / 8][4],
                                               const RowStatistic (&statistics)[2], const KeepRule& rule,
                                               uint32_t keep) {
 #pragma unroll

@@ -9,8 +9,8 @@ namespace glm::cuda {
 
 // sums [64, kN] = rows [row0, row0 + 64) of a, times the kN rows of b.
 template <class T, int kN, int kRows, int kDim>
-__device__ __forceinline__ void start_row_products(float (&sums)[kN / 8][4], Panel<T, kRows, kDim>& a, int row0,
-                                                   Panel<T, kN, kDim>& b) {
+__device__ __forceinline__ void start_row_products(float (&sums)[kN / 8][4], Panel<T, kRows, kDim>& a,
+                                                   int row0, Panel<T, kN, kDim>& b) {
   constexpr Major kDepth = Major::depth;
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
@@ -40,7 +40,8 @@ __device__ __forceinline__ void start_column_products(float (&sums)[kOut / 8][4]
                                                       Panel<T, kN, kOut>& b) {
 #pragma unroll
   for (int k = 0; k < kN / 16; ++k)
-    wgmma<T, Major::row, true>(sums, p[k], WgmmaOperand{b.block[0][k * 16], static_cast<int>(sizeof(b.block[0]))});
+    wgmma<T, Major::row, true>(sums, p[k],
+                               WgmmaOperand{b.block[0][k * 16], static_cast<int>(sizeof(b.block[0]))});
 }
 
 }  // namespace glm::cuda

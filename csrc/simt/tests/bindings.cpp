@@ -4,6 +4,7 @@
 #include "cuda/attention/tile.cuh"
 #include "simt/tests/matmul.cuh"
 #include "simt/tests/primitives.cuh"
+#include "simt/tests/warpgroup.cuh"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -24,6 +25,18 @@ void bind_matmul(py::module_& m, const char* name) {
             nullptr);
       },
       "a"_a, "b"_a, "c"_a);
+}
+
+template <class T, int kDepth, int kCols, int kOut, WarpgroupFault kFault = WarpgroupFault::none>
+void bind_warpgroup(py::module_& m, const char* name) {
+  m.def(
+      name,
+      [](View a, View b, View c, View out) {
+        warpgroup<T, kDepth, kCols, kOut, kFault>(
+            static_cast<const T*>(a.data), static_cast<const T*>(b.data), static_cast<const T*>(c.data),
+            static_cast<float*>(out.data));
+      },
+      "a"_a, "b"_a, "c"_a, "out"_a);
 }
 
 template <int kCount, bool kTranspose>
@@ -67,6 +80,15 @@ void bind(py::module_& m) {
   bind_matmul<Fault::shared_race>(m, "matmul_shared_race");
   bind_matmul<Fault::divergent_barrier>(m, "matmul_divergent_barrier");
   bind_matmul<Fault::bank_conflict>(m, "matmul_bank_conflict");
+
+  bind_warpgroup<bf16, 64, 64, 64>(m, "warpgroup_none");
+  bind_warpgroup<bf16, 128, 128, 128>(m, "warpgroup_128");
+  bind_warpgroup<f16, 128, 32, 64>(m, "warpgroup_float16");
+  bind_warpgroup<bf16, 64, 64, 64, WarpgroupFault::early_read>(m, "warpgroup_early_read");
+  bind_warpgroup<bf16, 64, 64, 64, WarpgroupFault::early_overwrite>(m, "warpgroup_early_overwrite");
+  bind_warpgroup<bf16, 64, 64, 64, WarpgroupFault::reused_register>(m, "warpgroup_reused_register");
+  bind_warpgroup<bf16, 64, 64, 64, WarpgroupFault::not_waited>(m, "warpgroup_not_waited");
+  bind_warpgroup<bf16, 64, 64, 64, WarpgroupFault::not_published>(m, "warpgroup_not_published");
 
   m.def("load_matrices_1", &run_load_matrices<1, false>, "tile"_a, "words"_a);
   m.def("load_matrices_2", &run_load_matrices<2, false>, "tile"_a, "words"_a);
