@@ -28,7 +28,7 @@ CPP = {
     "tests": {"cpu", "ops", "core"},
 }
 KNOWS_PYTHON = ("binding", "simt")
-# Where the CUDA sources are compiled for the host, their instructions get host bodies: the one door upwards.
+# Where the CUDA sources are compiled for the host, their instructions get host bodies: doors upwards.
 DOORS = {("csrc/cuda/ptx.cuh", "simt/ptx.h"), ("csrc/cuda/wgmma.cuh", "simt/wgmma.h")}
 
 # Part of glm_ext -> the parts that it may import; each may import itself. "" is glm_ext/__init__.py.

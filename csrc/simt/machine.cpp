@@ -39,9 +39,10 @@ void Machine::run(dim3 grid, dim3 block, int64_t shared_bytes, void (*kernel)(co
   if (threads == 0 || threads > kMaxBlockThreads || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error("launch: a grid or block dimension is out of range");
-  if (shared_bytes > kMaxSharedBytes)
+  const int64_t most = options().hopper ? kMaxSharedBytesHopper : kMaxSharedBytes;
+  if (shared_bytes > most)
     throw std::runtime_error("launch: " + std::to_string(shared_bytes) + " bytes of shared memory, at most " +
-                             std::to_string(kMaxSharedBytes));
+                             std::to_string(most));
   grid_dim_ = grid;
   block_dim_ = block;
   block_threads_ = static_cast<int>(threads);

@@ -12,7 +12,9 @@
 
 namespace glm::simt {
 
-inline constexpr int64_t kMaxSharedBytes = 163 * 1024;  // sm_80: what one block may have
+// What one block may have.
+inline constexpr int64_t kMaxSharedBytes = 163 * 1024;        // sm_80
+inline constexpr int64_t kMaxSharedBytesHopper = 227 * 1024;  // sm_90
 
 class SharedMemory {
  public:

@@ -8,6 +8,8 @@ import torch
 from glm_ext import ops
 from glm_ext.ops import reference
 
+from ..ops import test_gelu_mlp as mlp
+from ..ops import test_linear_cross_entropy as loss
 from ..ops.tolerance import check_op
 from . import test_span_attention as attention
 from .backend import SCHEDULES, Schedule, Simt
@@ -140,3 +142,40 @@ def test_attention_has_the_same_bits_under_every_schedule(simt: Simt, head_dim: 
             lambda: forward_and_backward(ops.span_attention, inputs, dropout_p=0.1, return_lse=True),
             hopper=True,
         )
+
+
+# N, E, F, O: more rows than a tile of every GPU; tiles cut at the ends; more steps than there are stages
+MLP = [(131, 48, 136, 24), (300, 72, 136, 264), (270, 408, 328, 16)]
+
+
+@pytest.mark.parametrize("recompute", ["none", "activation"])
+@pytest.mark.parametrize("sizes", MLP, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_mlp(simt: Simt, dtype: torch.dtype, sizes: tuple[int, int, int, int], recompute: str) -> None:
+    simt.configure(SCHEDULES[0], hopper=True)
+    with simt.in_place_of_C():
+        check_op(ops.gelu_mlp, reference.gelu_mlp, mlp.make_inputs(*sizes, dtype), recompute=recompute)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shape", [(150, 24, 136), (600, 72, 300)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_cross_entropy(
+    simt: Simt, dtype: torch.dtype, shape: tuple[int, int, int], reduction: str
+) -> None:
+    x = loss.Inputs(*shape, dtype)
+    kwargs = {"label_smoothing": 0.1, "reduction": reduction}
+    simt.configure(SCHEDULES[0], hopper=True)
+    with simt.in_place_of_C():
+        check_op(
+            loss.with_targets(ops.linear_cross_entropy, x, x.mask, **kwargs),
+            loss.with_targets(reference.linear_cross_entropy, x, x.mask, **kwargs),
+            [x.hidden, x.weight],
+        )
+
+
+def test_gelu_mlp_has_the_same_bits_under_every_schedule(simt: Simt) -> None:
+    inputs = mlp.make_inputs(*MLP[2], torch.bfloat16)
+    schedules = [Schedule("in_order"), *(s for s in SCHEDULES if s.deferred)]
+    with simt.in_place_of_C():
+        same_under(simt, schedules, lambda: forward_and_backward(ops.gelu_mlp, inputs), hopper=True)
