@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_timing
+from benchmarks import gpu, gpu_routes, gpu_timing
 from benchmarks.gpu_timing import Timed
 
 
@@ -22,6 +22,30 @@ def test_without_a_gpu_it_says_so_and_fails(
         "benchmarks.gpu: expected a CUDA device that torch can use, found none\n"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_the_routes_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu_routes"])
+    assert gpu_routes.main() == 1
+    assert "expected a CUDA device" in capsys.readouterr().out
+
+
+def test_a_size_is_measured_by_each_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    routed = []
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(gpu, "routed", lambda library, inputs: routed.append(library) or inputs[0] * 1)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        gpu_routes,
+        "take_turns",
+        lambda runs, timer, seconds: {name: {"median_ms": 1.0, "host_ms": 2.0} for name in runs},
+    )
+    size = gpu_routes.measure(4, 8, torch.float32, FakeTimer(), 1.0)  # type: ignore[arg-type]
+    every = dict.fromkeys(("own", "library", "eager"), 1.0)
+    assert (size["dtype"], size["rows"], size["fwd"], size["fwd+bwd"]) == ("float32", 4, every, every)
+    assert size["fwd host"] == dict.fromkeys(every, 2.0)
+    assert routed == [False, True, False, True]
 
 
 def test_every_case_counts_its_work() -> None:
