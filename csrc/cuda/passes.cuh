@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/dispatch.cuh"
-#include "cuda/ptx.cuh"
+#include "cuda/run.cuh"
 
 namespace glm::cuda {
 
@@ -14,47 +14,6 @@ struct PassTraits {
   static constexpr int kInFlight = 4;                                       // runs of each tensor in a lane
   static constexpr int kTileRows = 128;                                     // of a block that sums columns
 };
-
-// kRun neighbours of a row as they lie in memory: in whole words, since 16-bit values would take a register each.
-template <class T, int kRun>
-struct Run {
-  static constexpr bool kWords = kRun * sizeof(T) % 4 == 0;
-  using Raw = std::conditional_t<kWords, Pack<uint32_t, kWords ? kRun * sizeof(T) / 4 : 1>, Pack<T, kRun>>;
-  Raw raw;
-
-  __device__ __forceinline__ void widen_to(float (&values)[kRun]) const {
-    constexpr int kEach = kWords ? 4 / static_cast<int>(sizeof(T)) : kRun;  // values of a word
-#pragma unroll
-    for (int i = 0; i < kRun; i += kEach) {
-      const auto some = std::bit_cast<Pack<T, kEach>>(raw.value[i / kEach]);
-#pragma unroll
-      for (int k = 0; k < kEach; ++k) values[i + k] = widen(some.value[k]);
-    }
-  }
-};
-
-// Zeros where not inside.
-template <int kRun, class T>
-__device__ __forceinline__ Run<T, kRun> load_run(const T* place, bool inside) {
-  Run<T, kRun> run = {};
-  if (inside) run.raw = load_global(reinterpret_cast<const typename Run<T, kRun>::Raw*>(place));
-  return run;
-}
-
-template <class T, int kRun>
-__device__ __forceinline__ void store_run(T* place, const float (&values)[kRun]) {
-  if constexpr (sizeof(T) == 2 && kRun % 2 == 0) {
-    Pack<uint32_t, kRun / 2> words;
-#pragma unroll
-    for (int i = 0; i < kRun; i += 2) words.value[i / 2] = narrow2<T>(values[i], values[i + 1]);
-    store_global(reinterpret_cast<Pack<uint32_t, kRun / 2>*>(place), words);
-  } else {
-    Pack<T, kRun> narrowed;
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) narrowed.value[i] = narrow<T>(values[i]);
-    store_global(reinterpret_cast<Pack<T, kRun>*>(place), narrowed);
-  }
-}
 
 // ---- out = function(in)
 // --------------------------------------------------------------------------------------
