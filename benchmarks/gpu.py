@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu [--only REGEX] [--seconds 180] [--out benchmarks/results/gpu.json]
 
-Times are medians between CUDA events, with the L2 cache overwritten before each run. A peer that this torch
-or this machine does not have is left out; one that fails is named with its error. Beside the JSON a table in
-Markdown is written.
+Times are the device's (`benchmarks/gpu_timing.py`): medians between CUDA events, with the L2 cache
+overwritten before each run and the run queued before it begins. What the host takes to launch it is a column
+of its own. A peer that this torch or this machine does not have is left out; one that fails is named with its
+error. Beside the JSON a table in Markdown is written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import functools
 import importlib.util
 import json
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,8 @@ from glm_ext import _C, ops
 from glm_ext.ops import _gelu_mlp_library, reference
 from glm_ext.ops._cuda import has_kernel
 
-Run = Callable[[], object]
+from .gpu_timing import DeviceTimer, Run, peaks, take_turns
+
 OURS = "glm_ext"
 DEVICE = "cuda"
 
@@ -45,6 +46,7 @@ class Case:
     bytes: float
     forwards: Callable[[], tuple[list[Tensor], dict[str, Callable[[], Any]]]]
     backward: bool = True
+    of_peak: bool = True  # whether the peaks that are measured, of bfloat16 and of a copy, are this case's
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = True) -> Tensor:
@@ -54,7 +56,7 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = True) 
 # ------------------------------------------------------------------------------------------------------ cases
 
 
-def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool) -> Case:
+def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool, dropout_p: float = 0.0) -> Case:
     pairs = sum(max(prefix, i + 1) for i in range(S))
 
     def forwards() -> tuple[list[Tensor], dict[str, Callable[[], Any]]]:
@@ -64,8 +66,10 @@ def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool) -> Ca
         lengths = torch.full((B,), prefix, device=DEVICE)
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", q.dtype, gradient=backward):
-            peers[OURS] = lambda: ops.span_attention(q, k, v, lengths)
-        peers["SDPA, bool mask"] = lambda: F.scaled_dot_product_attention(q, k, v, mask)
+            peers[OURS] = lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p)
+        peers["SDPA, bool mask"] = lambda: F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
+        if dropout_p > 0:
+            return [packed], peers
         peers["SDPA, causal (less work)"] = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
         peers["FlexAttention, compiled"] = set_up_later(lambda: flex(q, k, v, prefix))
         if importlib.util.find_spec("flash_attn"):
@@ -74,7 +78,51 @@ def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool) -> Ca
 
     direction = "fwd+bwd" if backward else "fwd"
     name = f"span_attention {direction} B={B} H={H} S={S} D={D} a={prefix}"
+    name += f" p={dropout_p}" if dropout_p > 0 else ""
     return Case(name, (3.5 if backward else 1) * 4 * D * pairs * B * H, 0, forwards, backward)
+
+
+def decoding(B: int, H: int, T: int, D: int) -> Case:
+    """One new row a sequence on a full cache: whoever reads the cache fastest."""
+
+    def forwards() -> tuple[list[Tensor], dict[str, Callable[[], Any]]]:
+        q, k, v = (random(B, H, rows, D, grad=False) for rows in (1, T, T))
+        lengths = torch.full((B,), T, device=DEVICE)
+        peers: dict[str, Callable[[], Any]] = {}
+        if has_kernel("span_attention", q.dtype):
+            peers[OURS] = lambda: ops.span_attention(q, k, v, lengths)
+        peers["SDPA"] = lambda: F.scaled_dot_product_attention(q, k, v)
+        return [], peers
+
+    return Case(f"span_attention decoding B={B} H={H} T={T} D={D}", 0, 4 * B * H * T * D, forwards, False)
+
+
+def packed_attention(B: int, H: int, longest: int, D: int) -> Case:
+    """Sequences of 64 rows to the longest, end to end, the first four fifths of each its Part A."""
+    lengths = [64 + (longest - 64) * (i * 37 % B) // (B - 1) for i in range(B)]
+    prefixes = [length * 4 // 5 for length in lengths]
+    pairs = sum(max(a, i + 1) for n, a in zip(lengths, prefixes, strict=True) for i in range(n))
+    total = sum(lengths)
+
+    def forwards() -> tuple[list[Tensor], dict[str, Callable[[], Any]]]:
+        packed = [random(total, H, D) for _ in range(3)]
+        padded = [random(B, longest, H, D) for _ in range(3)]
+        sizes, prefix = (torch.tensor(t, device=DEVICE) for t in (lengths, prefixes))
+        bounds = F.pad(sizes.cumsum(0), (1, 0))
+        place = torch.arange(longest, device=DEVICE)
+        seen = (place < prefix[:, None, None]) | (place <= place[:, None])
+        mask = (seen & (place < sizes[:, None, None]) | (place == 0))[:, None]  # no row sees nothing: no NaN
+        peers: dict[str, Callable[[], Any]] = {}
+        if has_kernel("span_attention", packed[0].dtype, gradient=True):
+            peers[OURS] = lambda: ops.span_attention_varlen(*packed, bounds, prefix)
+        peers["SDPA, padded, bool mask"] = lambda: F.scaled_dot_product_attention(
+            *(t.transpose(1, 2) for t in padded), mask
+        )
+        peers["FlexAttention, compiled"] = set_up_later(lambda: flex_packed(packed, sizes, prefix))
+        return [*packed, *padded], peers
+
+    name = f"span_attention_varlen fwd+bwd B={B} H={H} N={total} D={D}"
+    return Case(name, 3.5 * 4 * D * pairs * H, 0, forwards)
 
 
 def set_up_later(make: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
@@ -91,6 +139,20 @@ def flex(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Callable[[], Any]:
     )
     compiled = torch.compile(flex_attention)
     return lambda: compiled(q, k, v, block_mask=blocks)
+
+
+def flex_packed(packed: list[Tensor], sizes: Tensor, prefix: Tensor) -> Callable[[], Any]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    rows = packed[0].shape[0]
+    sequence = torch.repeat_interleave(torch.arange(len(sizes), device=DEVICE), sizes)
+    end_of_a = (sizes.cumsum(0) - sizes + prefix)[sequence]
+    blocks = create_block_mask(
+        lambda b, h, i, j: (sequence[i] == sequence[j]) & ((j < end_of_a[i]) | (j <= i)),
+        None, None, rows, rows, device=DEVICE,
+    )  # fmt: skip
+    compiled = torch.compile(flex_attention)
+    return lambda: compiled(*(t.transpose(0, 1)[None] for t in packed), block_mask=blocks)
 
 
 def flash_twice(q: Tensor, k: Tensor, v: Tensor, prefix: int) -> Callable[[], Any]:
@@ -181,7 +243,7 @@ def mlp(rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Case:
         }
 
     name = f"gelu_mlp N={rows} E={width} F={hidden} {str(dtype).removeprefix('torch.')}"
-    return Case(name, 3 * 2 * 2 * rows * width * hidden, 0, forwards)
+    return Case(name, 3 * 2 * 2 * rows * width * hidden, 0, forwards, of_peak=dtype != torch.float32)
 
 
 def routed(library: bool, inputs: list[Tensor]) -> Tensor:
@@ -221,6 +283,9 @@ def all_cases() -> Iterator[Case]:
         for prefix in (0, 512, 819, 1024):
             yield attention(8, 16, 1024, 64, prefix, backward)
         yield attention(4, 16, 2048, 128, 1638, backward)
+    yield attention(8, 16, 1024, 64, 819, True, dropout_p=0.1)
+    yield packed_attention(64, 16, 1024, 64)
+    yield decoding(32, 16, 4096, 64)
     yield layer_norm(16384, 1024)
     yield layer_norm(4096, 768)
     yield embedding(16, 1024, 30592, 1024)
@@ -242,17 +307,23 @@ def training(forward: Callable[[], Any], inputs: list[Tensor]) -> Run:
         outputs = [out] if isinstance(out, Tensor) else list(out)
         if not grads:
             grads.extend(torch.ones_like(t) for t in outputs)
-        return torch.autograd.grad(outputs, inputs, grads)
+        return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)  # each peer has its inputs
 
     return step
 
 
-def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each peer in turn, until the time is over; memory beyond what is held before."""
+def measure(case: Case, timer: DeviceTimer, seconds: float, end: float) -> dict[str, Any]:
+    """Milliseconds of each peer in turn for so many seconds; memory beyond what is held before.
+
+    No peer is set up (some compile first) after the time `end`.
+    """
     inputs, forwards = case.forwards()
-    flush = torch.empty(128 << 20, dtype=torch.int16, device=DEVICE)
-    runs, failed, memory = {}, {}, {}
+    runs: dict[str, Run] = {}
+    failed, memory = {}, {}
     for name, forward in forwards.items():
+        if time.perf_counter() > end:
+            failed[name] = "out of time"
+            continue
         run = training(forward, inputs) if case.backward else forward
         try:
             for _ in range(3):
@@ -267,28 +338,17 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
             continue
         runs[name] = run
         memory[name] = torch.cuda.max_memory_allocated() - before
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    begin = time.perf_counter()
-    while runs and (time.perf_counter() - begin < seconds or len(next(iter(times.values()))) < 5):
-        for name, run in runs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            start.record()
-            run()
-            end.record()
-            torch.cuda.synchronize()
-            times[name].append(start.elapsed_time(end))
-    peers = {}
-    for name, values in times.items():
-        p20, *_, p80 = statistics.quantiles(values, n=5)
-        peers[name] = {
-            "median_ms": statistics.median(values), "p20_ms": p20, "p80_ms": p80, "rounds": len(values),
-            "peak_bytes": memory[name],
-        }  # fmt: skip
-    return {"name": case.name, "flops": case.flops, "bytes": case.bytes, "peers": peers, "failed": failed}
+    peers = {
+        name: {**times, "peak_bytes": memory[name]}
+        for name, times in take_turns(runs, timer, seconds).items()
+    }
+    return {
+        "name": case.name, "flops": case.flops, "bytes": case.bytes, "of_peak": case.of_peak,
+        "peers": peers, "failed": failed,
+    }  # fmt: skip
 
 
-def conditions() -> dict[str, Any]:
+def conditions(timer: DeviceTimer) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "date": datetime.date.today().isoformat(),
@@ -298,15 +358,21 @@ def conditions() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "clocks": "as the driver sets them",
+        **peaks(timer),
     }
 
 
 def table(report: dict[str, Any]) -> str:
-    where = ", ".join(f"{key} {value}" for key, value in report["conditions"].items())
-    lines = [f"{where}. Medians; the L2 cache is overwritten before each run.", ""]
-    lines += [
-        "| case | peer | ms (p20, p80) | rate | peak memory | ours is faster by |",
-        "|---|---|---|---|---|---|",
+    given = report["conditions"]
+    where = ", ".join(
+        f"{key} {value:.0f}" if isinstance(value, float) else f"{key} {value}" for key, value in given.items()
+    )
+    lines = [
+        f"{where}. Medians of the device's time; the L2 cache is overwritten before each run, and a run is "
+        "queued before it begins. Peaks are a product of 8192 x 8192 in bfloat16 and a copy of 1 GB.",
+        "",
+        "| case | peer | ms (p20, p80) | host ms | rate | of peak | peak memory | ours is faster by |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for case in report["cases"]:
         ours = min(
@@ -315,16 +381,19 @@ def table(report: dict[str, Any]) -> str:
         for name, p in case["peers"].items():
             ms = p["median_ms"]
             if case["flops"]:
-                rate = f"{case['flops'] / ms * 1e-9:.0f} TFLOP/s"
+                rate, unit, peak = case["flops"] / ms * 1e-9, "TFLOP/s", given["peak_tflops"]
             else:
-                rate = f"{case['bytes'] / ms * 1e-6:.0f} GB/s"
-            ratio = "" if ours is None or name.startswith(OURS) else f"{ms / ours:.2f}x"
-            spread = f"{ms:.3f} ({p['p20_ms']:.3f}, {p['p80_ms']:.3f})"
-            lines.append(
-                f"| {case['name']} | {name} | {spread} | {rate} | {p['peak_bytes'] >> 20} MB | {ratio} |"
-            )
+                rate, unit, peak = case["bytes"] / ms * 1e-6, "GB/s", given["peak_gbs"]
+            cells = [
+                case["name"], name,
+                f"{ms:.3f} ({p['p20_ms']:.3f}, {p['p80_ms']:.3f})" + ("" if p["queued"] else ", not queued"),
+                f"{p['host_ms']:.3f}", f"{rate:.0f} {unit}", f"{rate / peak:.0%}" if case["of_peak"] else "",
+                f"{p['peak_bytes'] >> 20} MB",
+                "" if ours is None or name.startswith(OURS) else f"{ms / ours:.2f}x",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
         lines += [
-            f"| {case['name']} | {name} | failed: {why} | | | |" for name, why in case["failed"].items()
+            f"| {case['name']} | {name} | failed: {why} | | | | | |" for name, why in case["failed"].items()
         ]
     return "\n".join(lines) + "\n"
 
@@ -342,7 +411,8 @@ def main() -> int:
         return 1
     end = time.perf_counter() + options.seconds
     cases = [case for case in all_cases() if re.search(options.only, case.name)]
-    report: dict[str, Any] = {"conditions": conditions(), "cases": []}
+    timer = DeviceTimer()
+    report: dict[str, Any] = {"conditions": conditions(timer), "cases": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for i, case in enumerate(cases):
         left = (end - time.perf_counter()) / (len(cases) - i)
@@ -350,9 +420,10 @@ def main() -> int:
             print(f"out of time: {len(cases) - i} cases were not measured")
             break
         torch.manual_seed(0)
-        report["cases"].append(measure(case, min(2.0, left / 3)))
+        report["cases"].append(measure(case, timer, min(2.0, left / 3), end))
         options.out.write_text(json.dumps(report, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(table(report))
+        torch.compiler.reset()  # else the peers of one case count against the recompilations of the next
         torch.cuda.empty_cache()
     print(table(report))
     return 0

@@ -85,6 +85,27 @@ def kernels_table(report: Report) -> str:
     return "\n".join([*rows, "", f"*nvcc {report['conditions']['nvcc']}; no spills, no stack frames.*", ""])
 
 
+def routes_table(report: Report) -> str:
+    """Of benchmarks/gpu_routes.py: forward and backward by own products, the library's, and plain torch."""
+    given, sizes = report["conditions"], report["routes"]
+    widths = list(dict.fromkeys(size["width"] for size in sizes))
+    lines: dict[tuple[str, int], list[str]] = {}
+    for size in sizes:
+        ms = size["fwd+bwd"]
+        cells = lines.setdefault((size["dtype"], size["rows"]), [])
+        cells.append(" / ".join(f"{ms[route]:.2f}" for route in ("own", "library", "eager")))
+    rows = [f"| dtype | rows | {' | '.join(f'E = {width}, F = {4 * width}' for width in widths)} |"]
+    rows.append(f"| --- | ---{' | ---' * len(widths)} |")
+    rows += [f"| {dtype} | {count} | {' | '.join(cells)} |" for (dtype, count), cells in lines.items()]
+    queue = {
+        "idle": "Each run launched on an idle queue: small ones show what the host takes to launch them.",
+        "filled": "Times of the device: each run queued before it begins.",
+    }[given["queue"]]
+    where = f"{given['gpu']}, torch {given['torch']}, {given['date']}, commit {given['commit']}"
+    what = "Milliseconds forward and backward: own products / the library's / plain torch."
+    return "\n".join([*rows, "", f"*{where}. {what} {queue}*", ""])
+
+
 def span(values: Iterable[int]) -> str:
     found = list(values)
     low, high = min(found), max(found)
@@ -92,7 +113,13 @@ def span(values: Iterable[int]) -> str:
 
 
 # A result says by its key what it is.
-TABLES = {"cases": table, "runs": curves_table, "few_shot": few_shot_table, "kernels": kernels_table}
+TABLES = {
+    "cases": table,
+    "runs": curves_table,
+    "few_shot": few_shot_table,
+    "kernels": kernels_table,
+    "routes": routes_table,
+}
 
 
 def rewritten(page: str) -> str:

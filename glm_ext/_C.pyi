@@ -22,11 +22,12 @@ __all__: list[str] = [
     "fma_peak",
     "gelu_mlp_backward",
     "gelu_mlp_backward_workspace",
-    "gelu_mlp_bias_gelu",
     "gelu_mlp_forward",
     "gelu_mlp_forward_workspace",
+    "gelu_mlp_gelu",
     "gelu_mlp_gelu_grad",
     "gelu_mlp_row_tiles",
+    "gelu_mlp_sum_rows",
     "isa",
     "isas_built",
     "isas_supported",
@@ -152,14 +153,6 @@ def gelu_mlp_backward_workspace(
     element_size: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> int: ...
-def gelu_mlp_bias_gelu(
-    product: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    pre: torch.Tensor | None,
-    post: torch.Tensor | None,
-    tanh: bool,
-    target: int | tuple[int, int],
-) -> None: ...
 def gelu_mlp_forward(
     x: torch.Tensor | None,
     w1: torch.Tensor | None,
@@ -180,6 +173,9 @@ def gelu_mlp_forward_workspace(
     element_size: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> int: ...
+def gelu_mlp_gelu(
+    pre: torch.Tensor | None, post: torch.Tensor | None, tanh: bool, target: int | tuple[int, int]
+) -> None: ...
 def gelu_mlp_gelu_grad(
     grad_post: torch.Tensor | None,
     pre: torch.Tensor | None,
@@ -191,6 +187,12 @@ def gelu_mlp_gelu_grad(
     target: int | tuple[int, int],
 ) -> None: ...
 def gelu_mlp_row_tiles(rows: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+def gelu_mlp_sum_rows(
+    values: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    out: torch.Tensor | None,
+    target: int | tuple[int, int],
+) -> None: ...
 def isa() -> str:
     """
     The instruction set of the CPU kernels in force.

@@ -8,6 +8,7 @@ from running, but for the build.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TOTAL_SECONDS = 470
+MOST_PROCESSES = 8  # each has a context on the card
 SMALL = [
     "-m",
     "pytest",
@@ -50,12 +52,20 @@ def find(tool: str) -> str | None:
     return shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
 
 
+def processes() -> list[str]:
+    """Most of the tests' time is the host's: torch.compile, and tensors that are compared on the CPU."""
+    if importlib.util.find_spec("xdist") is None:
+        print("gpu: no pytest-xdist: the tests run one after the other", flush=True)
+        return []
+    return ["-n", str(min(MOST_PROCESSES, os.cpu_count() or 1))]
+
+
 def steps(name: str) -> list[tuple[str, int, list[str]]]:
     """(what, seconds at most, command) of each step."""
     python = sys.executable
     listed = [
         ("build", 240, [python, "setup.py", "-q", "build_ext", "--inplace"]),
-        ("tests", 150, [python, "-m", "pytest", "-q", "-m", "gpu", "python_tests/gpu"]),
+        ("tests", 200, [python, "-m", "pytest", "-q", "-m", "gpu", *processes(), "python_tests/gpu"]),
     ]
     sanitizer = find("compute-sanitizer")
     if sanitizer is None:

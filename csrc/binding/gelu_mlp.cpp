@@ -76,18 +76,16 @@ int64_t backward_workspace(int64_t rows, int64_t hidden, int64_t width_out, bool
   return (GeluMlpGpuWorkspace(shape, keeps_post).size + 3) / 4;
 }
 
-void add_bias_and_gelu(View product, View bias, View pre, View post, bool tanh, Target target) {
-  run<void, GeluMlpBiasGelu>(target, nullptr, cuda::kernels().gelu_mlp_bias_gelu,
-                             {
-                                 .dtype = product.dtype,
-                                 .kind = tanh ? Gelu::tanh : Gelu::erf,
-                                 .rows = product.shape[0],
-                                 .hidden = product.shape[1],
-                                 .product = product.data,
-                                 .bias = bias.data,
-                                 .pre = pre.data,
-                                 .post = post.data,
-                             });
+void activate(View pre, View post, bool tanh, Target target) {
+  run<void, GeluMlpGelu>(target, nullptr, cuda::kernels().gelu_mlp_gelu,
+                         {
+                             .dtype = pre.dtype,
+                             .kind = tanh ? Gelu::tanh : Gelu::erf,
+                             .rows = pre.shape[0],
+                             .hidden = pre.shape[1],
+                             .pre = pre.data,
+                             .post = post.data,
+                         });
 }
 
 void multiply_by_gelu_grad(View grad_post, View pre, View grad_pre, View post, View sums, View grad_bias,
@@ -107,6 +105,18 @@ void multiply_by_gelu_grad(View grad_post, View pre, View grad_pre, View post, V
                              });
 }
 
+void sum_rows(View values, View sums, View out, Target target) {
+  run<void, GeluMlpSumRows>(target, nullptr, cuda::kernels().gelu_mlp_sum_rows,
+                            {
+                                .dtype = values.dtype,
+                                .rows = values.shape[0],
+                                .columns = values.shape[1],
+                                .values = values.matrix(),
+                                .sums = sums.data,
+                                .out = out.data,
+                            });
+}
+
 }  // namespace
 
 void register_gelu_mlp(py::module_& m) {
@@ -120,10 +130,10 @@ void register_gelu_mlp(py::module_& m) {
         "keeps_post"_a, "element_size"_a, "target"_a);
   m.attr("GELU_MLP_TILE_ROWS") = kGeluMlpTileRows;
   m.def("gelu_mlp_row_tiles", &gelu_mlp_row_tiles, "rows"_a);
-  m.def("gelu_mlp_bias_gelu", &add_bias_and_gelu, "product"_a, "bias"_a, "pre"_a, "post"_a, "tanh"_a,
-        "target"_a);
+  m.def("gelu_mlp_gelu", &activate, "pre"_a, "post"_a, "tanh"_a, "target"_a);
   m.def("gelu_mlp_gelu_grad", &multiply_by_gelu_grad, "grad_post"_a, "pre"_a, "grad_pre"_a, "post"_a,
         "sums"_a, "grad_bias"_a, "tanh"_a, "target"_a);
+  m.def("gelu_mlp_sum_rows", &sum_rows, "values"_a, "sums"_a, "out"_a, "target"_a);
 }
 
 }  // namespace glm

@@ -20,6 +20,7 @@ namespace {
 
 struct ForwardTraits {
   static constexpr int kTiles = 4;  // a warp holds 1024 columns, 32 floats a lane
+  static constexpr int kAhead = 2;  // tiles in flight
   static constexpr int kMaxThreads = kMaxTeamWarps * kWarp;
   static constexpr int kBlocksPerSm = 1;  // of kMaxThreads: at most 128 registers a thread
 
@@ -29,7 +30,7 @@ struct ForwardTraits {
 };
 
 struct BackwardTraits {
-  static constexpr int kTiles = 2;  // grad_normed, xhat and both sums: 64 floats a lane
+  static constexpr int kTiles = 2;  // both sums: 32 floats a lane
   static constexpr int kMaxThreads = kMaxTeamWarps * kWarp;
   static constexpr int kBlocksPerSm = 1;  // of kMaxThreads: at most 128 registers a thread
   static constexpr int kSums = 2 * kTiles * kLaneColumns;
@@ -58,17 +59,23 @@ __global__ void __launch_bounds__(ForwardTraits::kMaxThreads, ForwardTraits::kBl
   T* new_residual = static_cast<T*>(p.new_residual) + n * p.width;
   T* normed = static_cast<T*>(p.normed) + n * p.width;
 
-  float held[kFast ? kTiles : 1][kLaneColumns];
-  const auto reload = [&](int i, int first) {
-    if constexpr (!kFast) load_tile<kPer>(held[i], new_residual, first, width, team.lane);
+  RawTile<T, kPer> held[kFast ? kTiles : 1];  // h, rounded
+  const auto reload = [&](int i, int first, float (&h)[kLaneColumns]) {
+    if constexpr (!kFast) held[i].load(new_residual, first, width, team.lane);
+    held[i].widen_to(h);
   };
 
+  constexpr int kAhead = kFast ? ForwardTraits::kAhead : 1;
+  RawTile<T, kPer> raw[2][kAhead];
+  const auto load = [&](int a, int first) {
+    raw[0][a].load(residual, first, width, team.lane);
+    raw[1][a].load(x, first, width, team.lane);
+  };
   float sum[1] = {};
-  team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
-    float (&h)[kLaneColumns] = held[i];
-    float in[kLaneColumns];
-    load_tile<kPer>(h, residual, first, width, team.lane);
-    load_tile<kPer>(in, x, first, width, team.lane);
+  team.for_loaded_tiles<kTiles, kFast, kAhead>(width, load, [&](int i, int a, int first) {
+    float h[kLaneColumns], in[kLaneColumns];
+    raw[0][a].widen_to(h);
+    raw[1][a].widen_to(in);
     if (dropout.active) {
       const uint32_t bits = keep_bits<kPer>(dropout, n, first, team.lane);
 #pragma unroll
@@ -77,8 +84,9 @@ __global__ void __launch_bounds__(ForwardTraits::kMaxThreads, ForwardTraits::kBl
 #pragma unroll
       for (int k = 0; k < kLaneColumns; ++k) h[k] += in[k];
     }
-    store_tile<kPer>(new_residual, h, first, width,
-                     team.lane);  // h is rounded: its mean is that of the stream
+    held[i].narrow_from(h);
+    held[i].store(new_residual, first, width, team.lane);
+    held[i].widen_to(h);  // its mean is that of the stream
 #pragma unroll
     for (int k = 0; k < kLaneColumns; ++k) sum[0] += h[k];
   });
@@ -87,10 +95,13 @@ __global__ void __launch_bounds__(ForwardTraits::kMaxThreads, ForwardTraits::kBl
 
   float squares[1] = {};
   team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
-    reload(i, first);
+    float h[kLaneColumns];
+    reload(i, first, h);
 #pragma unroll
     for (int k = 0; k < kLaneColumns; ++k) {
-      const float centred = first + tile_column<kPer>(k, team.lane) < width ? held[i][k] - mean : 0.0f;
+      // Runs are in the row or out of it whole.
+      const float centred =
+          first + tile_column<kPer>(k / kPer * kPer, team.lane) < width ? h[k] - mean : 0.0f;
       squares[0] = fmaf(centred, centred, squares[0]);
     }
   });
@@ -98,13 +109,13 @@ __global__ void __launch_bounds__(ForwardTraits::kMaxThreads, ForwardTraits::kBl
   const float rstd = 1.0f / sqrtf(squares[0] / static_cast<float>(p.width) + static_cast<float>(p.eps));
 
   team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
-    float weight[kLaneColumns], bias[kLaneColumns];
-    reload(i, first);
+    float h[kLaneColumns], weight[kLaneColumns], bias[kLaneColumns];
+    reload(i, first, h);
     load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
     load_tile<kPer>(bias, static_cast<const T*>(p.bias), first, width, team.lane);
 #pragma unroll
-    for (int k = 0; k < kLaneColumns; ++k) held[i][k] = fmaf((held[i][k] - mean) * rstd, weight[k], bias[k]);
-    store_tile<kPer>(normed, held[i], first, width, team.lane);
+    for (int k = 0; k < kLaneColumns; ++k) h[k] = fmaf((h[k] - mean) * rstd, weight[k], bias[k]);
+    store_tile<kPer>(normed, h, first, width, team.lane);
   });
   if (width > 0 && team.warp == 0 && team.lane == 0) {
     store_global(static_cast<float*>(p.mean) + n, mean);
@@ -128,26 +139,60 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
   float* bias_out = weight_out + p.width;
   const bool has_sums = p.grad_weight != nullptr;
 
+  // Where registers allow, a row flies in while the one before is worked on.
+  constexpr bool kPrefetches = kFast && sizeof(T) == 2;
   constexpr int kHeld = kFast ? kTiles : 1;
-  float dy[kHeld][kLaneColumns], xhat[kHeld][kLaneColumns];
+  struct Row {
+    RawTile<T, kPer> dy[kHeld], h[kHeld], stream[kHeld];
+    float mean, rstd;
+  };
+  Row row;
+  const auto load = [&](Row& to, int i, int64_t n, int first, int width) {
+    to.dy[i].load(static_cast<const T*>(p.grad_normed) + n * p.width, first, width, team.lane);
+    to.h[i].load(static_cast<const T*>(p.new_residual) + n * p.width, first, width, team.lane);
+    if (kPrefetches && p.grad_new_residual != nullptr)
+      to.stream[i].load(static_cast<const T*>(p.grad_new_residual) + n * p.width, first, width, team.lane);
+  };
+  const auto width_of = [&](int64_t n) { return n < end ? static_cast<int>(p.width) : 0; };
+  const auto fetch = [&](Row& to, int64_t n) {
+    to.mean = n < end ? load_global(static_cast<const float*>(p.mean) + n) : 0.0f;
+    to.rstd = n < end ? load_global(static_cast<const float*>(p.rstd) + n) : 0.0f;
+    if constexpr (kFast) {
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i)
+        load(to, i, n, (i * team.warps + team.warp) * kTileColumns, width_of(n));
+    }
+  };
+  Row next;
+  if constexpr (kPrefetches) fetch(next, begin + team.index);
+
   float sums[2][kHeld][kLaneColumns] = {};  // of the weight and bias gradients
   int slot = 0;
+#pragma unroll 1
   for (int64_t first_row = begin; first_row < end; first_row += shape.teams, slot ^= 1) {
     const int64_t n = first_row + team.index;
-    const int width = n < end ? static_cast<int>(p.width) : 0;
-    const float mean = n < end ? load_global(static_cast<const float*>(p.mean) + n) : 0.0f;
-    const float rstd = n < end ? load_global(static_cast<const float*>(p.rstd) + n) : 0.0f;
-    const auto load = [&](int i, int first) {
-      load_tile<kPer>(dy[i], static_cast<const T*>(p.grad_normed) + n * p.width, first, width, team.lane);
-      load_tile<kPer>(xhat[i], static_cast<const T*>(p.new_residual) + n * p.width, first, width, team.lane);
+    const int width = width_of(n);
+    if constexpr (kPrefetches) {
+      row = next;
+      fetch(next, n + shape.teams);
+    } else {
+      fetch(row, n);
+    }
+    const auto reload = [&](int i, int first) {
+      if constexpr (!kFast) load(row, i, n, first, width);
+    };
+    const auto widened = [&](int i, float (&dy)[kLaneColumns], float (&xhat)[kLaneColumns]) {
+      row.dy[i].widen_to(dy);
+      row.h[i].widen_to(xhat);
 #pragma unroll
-      for (int k = 0; k < kLaneColumns; ++k) xhat[i][k] = (xhat[i][k] - mean) * rstd;
+      for (int k = 0; k < kLaneColumns; ++k) xhat[k] = (xhat[k] - row.mean) * row.rstd;
     };
 
     float means[2] = {};  // of g and of g xhat
     team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
-      float weight[kLaneColumns];
-      load(i, first);
+      float weight[kLaneColumns], dy[kLaneColumns], xhat[kLaneColumns];
+      reload(i, first);
+      widened(i, dy, xhat);
       load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
       if constexpr (!kFast) {  // a wide row is alone in its block: its sums live in the workspace
         if (n > begin && has_sums) {
@@ -160,11 +205,11 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
       }
 #pragma unroll
       for (int k = 0; k < kLaneColumns; ++k) {
-        const float g = dy[i][k] * weight[k];
+        const float g = dy[k] * weight[k];
         means[0] += g;
-        means[1] = fmaf(g, xhat[i][k], means[1]);
-        sums[0][i][k] = fmaf(dy[i][k], xhat[i][k], sums[0][i][k]);
-        sums[1][i][k] += dy[i][k];
+        means[1] = fmaf(g, xhat[k], means[1]);
+        sums[0][i][k] = fmaf(dy[k], xhat[k], sums[0][i][k]);
+        sums[1][i][k] += dy[k];
       }
       if (!kFast && has_sums) {
         store_tile<1>(weight_out, sums[0][i], first, width, team.lane);
@@ -176,16 +221,19 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
     const float g_xhat_mean = means[1] / static_cast<float>(p.width);
 
     team.for_tiles<kTiles, kFast>(width, [&](int i, int first) {
-      float weight[kLaneColumns], grad[kLaneColumns];
-      if constexpr (!kFast) load(i, first);
+      float weight[kLaneColumns], grad[kLaneColumns], dy[kLaneColumns], xhat[kLaneColumns];
+      reload(i, first);
+      widened(i, dy, xhat);
       load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
 #pragma unroll
       for (int k = 0; k < kLaneColumns; ++k)
-        grad[k] = (dy[i][k] * weight[k] - g_mean - xhat[i][k] * g_xhat_mean) * rstd;
+        grad[k] = (dy[k] * weight[k] - g_mean - xhat[k] * g_xhat_mean) * row.rstd;
       if (p.grad_new_residual != nullptr) {
         float stream[kLaneColumns];
-        load_tile<kPer>(stream, static_cast<const T*>(p.grad_new_residual) + n * p.width, first, width,
-                        team.lane);
+        if constexpr (!kPrefetches)
+          row.stream[i].load(static_cast<const T*>(p.grad_new_residual) + n * p.width, first, width,
+                             team.lane);
+        row.stream[i].widen_to(stream);
 #pragma unroll
         for (int k = 0; k < kLaneColumns; ++k) grad[k] += stream[k];
       }

@@ -7,10 +7,11 @@
 //                                            computes post again where forward did not keep it
 //   grad_x = grad_pre w1,   grad_w1 = grad_pre^T x,   grad_w2 = grad_y^T post
 //
-// gelu_mlp_bias_gelu and gelu_mlp_gelu_grad are the same epilogues as kernels of their own, for where a
-// library computes the products.
+// gelu_mlp_gelu, gelu_mlp_gelu_grad and gelu_mlp_sum_rows are the same as passes over memory, for where a library
+// computes the products.
 #include "cuda/gemm/gemm.cuh"
 #include "cuda/kernels.h"
+#include "cuda/passes.cuh"
 #include "cuda/sum_parts.cuh"
 
 namespace glm::cuda {
@@ -112,12 +113,52 @@ struct StoreGradPre {
   }
 };
 
-struct SumColumns {
-  static constexpr bool kSums = true;
-  float* sums;  // [row tiles, N]
+// ---- passes
+// -------------------------------------------------------------------------------------------------
 
-  __device__ __forceinline__ void operator()(float (&)[4], int64_t, int64_t, int, int) const {}
+template <Gelu kKind>
+struct Activation {
+  __device__ __forceinline__ float operator()(float x) const { return gelu_fast(x, kKind); }
 };
+
+// As StoreGradPre, where C lies in memory.
+template <class T, int kRun, Gelu kKind>
+struct GradPre {
+  const T* grad_post;
+  const T* pre;
+  T* grad_pre;
+  T* post;  // or null
+  int64_t hidden;
+
+  static constexpr int kTensors = 2;
+  struct Loaded {
+    Run<T, kRun> grad, pre;
+    int64_t at;
+  };
+  __device__ __forceinline__ Loaded load(int64_t row, int64_t col, bool inside) const {
+    const int64_t at = row * hidden + col;
+    return {load_run<kRun>(grad_post + at, inside), load_run<kRun>(pre + at, inside), at};
+  }
+  __device__ __forceinline__ void finish(const Loaded& loaded, bool inside, float (&values)[kRun]) const {
+    float p[kRun];
+    loaded.grad.widen_to(values);
+    loaded.pre.widen_to(p);
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      values[k] *= gelu_grad_fast(p[k], kKind);
+      p[k] = gelu_fast(p[k], kKind);
+    }
+    if (!inside) return;
+    store_run(grad_pre + loaded.at, values);
+    if (post != nullptr) store_run(post + loaded.at, p);
+  }
+};
+
+template <class Function>
+void visit_gelu(Gelu kind, const Function& function) {
+  if (kind == Gelu::erf) return function(std::integral_constant<Gelu, Gelu::erf>{});
+  function(std::integral_constant<Gelu, Gelu::tanh>{});
+}
 
 // ---- products
 // ------------------------------------------------------------------------------------------------
@@ -128,7 +169,8 @@ GemmOperand rows_of(const void* data, int64_t width) { return {data, width, 1}; 
 GemmOperand cols_of(const void* data, int64_t width) { return {data, 1, width}; }
 
 // The workspace of the sums, which epilogues leave by row tiles (ops/gelu_mlp.h).
-static_assert(GemmTraits<float>::kRows == kGeluMlpTileRows && GemmTraits<bf16>::kRows == kGeluMlpTileRows);
+static_assert(GemmTraits<float>::kRows == kGeluMlpTileRows && GemmTraits<bf16>::kRows == kGeluMlpTileRows &&
+              PassTraits::kTileRows == kGeluMlpTileRows);
 
 template <class T>
 void sum_tiles(const float* sums, int64_t rows, int64_t cols, void* out, cudaStream_t stream) {
@@ -165,8 +207,7 @@ void backward(const GeluMlpBackward& p, cudaStream_t stream) {
         stream);
     if (p.grad_b1 != nullptr) sum_tiles<T>(sums, rows, hidden, p.grad_b1, stream);
   } else if (scratch != nullptr) {
-    elementwise<T>(rows, hidden, rows_of(p.pre, hidden),
-                   StoreActivation<T>(nullptr, scratch, nullptr, hidden, kind), stream);
+    gelu_mlp_gelu({dtype, kind, rows, hidden, p.pre, scratch}, stream);
   }
   if (p.grad_x != nullptr)
     gemm<T, kDepth, kRow>({rows, width, hidden, rows_of(p.grad_pre, hidden), cols_of(p.w1)},
@@ -178,8 +219,7 @@ void backward(const GeluMlpBackward& p, cudaStream_t stream) {
     gemm<T, kRow, kRow>({width_out, hidden, rows, cols_of(p.grad_y), cols_of(post, hidden)},
                         StoreResult<T>(p.grad_w2, hidden), stream);
   if (p.grad_b2 != nullptr) {  // the sums of grad_b1 have been read
-    elementwise<T>(rows, width_out, rows_of(p.grad_y), SumColumns{sums}, stream);
-    sum_tiles<T>(sums, rows, width_out, p.grad_b2, stream);
+    gelu_mlp_sum_rows({dtype, rows, width_out, p.grad_y, sums, p.grad_b2}, stream);
   }
 }
 
@@ -193,19 +233,35 @@ void gelu_mlp_backward(const GeluMlpBackward& p, cudaStream_t stream) {
   visit_gpu_floating(p.shape.dtype, [&]<class T>(Type<T>) { backward<T>(p, stream); });
 }
 
-void gelu_mlp_bias_gelu(const GeluMlpBiasGelu& p, cudaStream_t stream) {
+void gelu_mlp_gelu(const GeluMlpGelu& p, cudaStream_t stream) {
   visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
-    elementwise<T>(p.rows, p.hidden, rows_of(p.product, p.hidden),
-                   StoreActivation<T>(p.pre, p.post, p.bias, p.hidden, p.kind), stream);
+    visit_gelu(p.kind, [&](auto kind) {
+      map<T>(p.pre, p.post, p.rows * p.hidden, Activation<kind.value>{}, stream);
+    });
   });
 }
 
 void gelu_mlp_gelu_grad(const GeluMlpGeluGrad& p, cudaStream_t stream) {
   visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
     auto* sums = static_cast<float*>(p.sums);
-    elementwise<T>(p.rows, p.hidden, rows_of(p.grad_post, p.hidden),
-                   StoreGradPre<T>(p.pre, p.grad_pre, p.post, sums, p.hidden, p.kind), stream);
+    visit_gelu(p.kind, [&](auto kind) {
+      visit_bool(rows_are_aligned<T>(p.hidden, p.grad_post, p.pre, p.grad_pre, p.post), [&](auto whole) {
+        constexpr int kRun = whole.value ? 16 / sizeof(T) : 1;
+        const GradPre<T, kRun, kind.value> body = {static_cast<const T*>(p.grad_post),
+                                                   static_cast<const T*>(p.pre), static_cast<T*>(p.grad_pre),
+                                                   static_cast<T*>(p.post), p.hidden};
+        columns<kRun>(p.rows, p.hidden, body, p.grad_bias != nullptr ? sums : nullptr, stream);
+      });
+    });
     if (p.grad_bias != nullptr) sum_tiles<T>(sums, p.rows, p.hidden, p.grad_bias, stream);
+  });
+}
+
+void gelu_mlp_sum_rows(const GeluMlpSumRows& p, cudaStream_t stream) {
+  visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
+    auto* sums = static_cast<float*>(p.sums);
+    sum_columns<T>(p.rows, p.columns, p.values.data, p.values.row_stride, p.values.col_stride, sums, stream);
+    sum_tiles<T>(sums, p.rows, p.columns, p.out, stream);
   });
 }
 

@@ -31,6 +31,14 @@ struct ListTraits {
 struct RowTraits {
   static constexpr int kWarps = 8;
   static constexpr int kThreads = kWarps * kWarp;
+};
+
+// One block an SM: the rows that are worked on at a time, and their gradients, stay in L2 until their second
+// reading. Four 16-byte loads a lane are 64 KB in flight.
+struct SoftmaxTraits {
+  static constexpr int kWarps = 32;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kInFlight = 4;
 
   struct Shared {
     float slots[kWarps][3];
@@ -130,40 +138,54 @@ struct Softmax {
 
 // A block a row of the chunk: logits become the loss and, where it is wanted, grad_z.
 template <class T>
-__global__ void __launch_bounds__(RowTraits::kThreads)
+__global__ void __launch_bounds__(SoftmaxTraits::kThreads)
     softmax_kernel(Work w, int64_t first, bool wants_gradient) {
-  auto& shared = shared_memory<RowTraits::Shared>();
+  constexpr int kInFlight = SoftmaxTraits::kInFlight, kStep = SoftmaxTraits::kThreads * 4;
+  auto& shared = shared_memory<SoftmaxTraits::Shared>();
   const int64_t i = first + blockIdx.x, vocab = w.op.vocab;
   if (i >= w.count()) return;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const float* logits = w.at<float>(w.plan.logits) + blockIdx.x * w.plan.line;
-  const auto load = [&](int64_t v) {
-    return load_global(reinterpret_cast<const Pack<float, 4>*>(logits + v));
+  const auto load = [&](Pack<float, 4>(&z)[kInFlight], int64_t v, int64_t end) {
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j)
+      if (v + j * kStep < end)
+        z[j] = load_global(reinterpret_cast<const Pack<float, 4>*>(logits + v + j * kStep));
   };
 
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
   Softmax state;
   bool is_nan = false;
-  for (int64_t v = thread * 4; v < vocab; v += RowTraits::kThreads * 4) {
-    const Pack<float, 4> z = load(v);
+  for (int64_t v = thread * 4; v < vocab; v += kInFlight * kStep) {
+    Pack<float, 4> z[kInFlight];
+    load(z, v, vocab);
+    const auto inside = [&](int j, int k) { return v + j * kStep + k < vocab; };
     float top = state.top;
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      if (v + k < vocab) top = fmaxf(top, z.value[k]);
-    float total = 0.0f, sum = 0.0f;
-    const float base = top == -std::numeric_limits<float>::infinity() ? 0.0f : top;
+    for (int j = 0; j < kInFlight; ++j)
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (v + k >= vocab) continue;
-      is_nan |= z.value[k] != z.value[k];
-      total += exp2_fast((z.value[k] - base) * Softmax::kLog2E);
-      sum += z.value[k];
-    }
+      for (int k = 0; k < 4; ++k)
+        if (inside(j, k)) top = fmaxf(top, z[j].value[k]);
+    float total = 0.0f, sum = 0.0f;
+    const float base = top == kLowest ? 0.0f : top;
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (!inside(j, k)) continue;
+        is_nan |= z[j].value[k] != z[j].value[k];
+        total += exp2_fast((z[j].value[k] - base) * Softmax::kLog2E);
+        sum += z[j].value[k];
+      }
     state.add(top, total, sum);
   }
+  const auto over_lanes = [](Softmax& all) {
 #pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2)
-    state.add(__shfl_xor_sync(kAllLanes, state.top, mask), __shfl_xor_sync(kAllLanes, state.total, mask),
-              __shfl_xor_sync(kAllLanes, state.sum, mask));
+    for (int mask = kWarp / 2; mask > 0; mask /= 2)
+      all.add(__shfl_xor_sync(kAllLanes, all.top, mask), __shfl_xor_sync(kAllLanes, all.total, mask),
+              __shfl_xor_sync(kAllLanes, all.sum, mask));
+  };
+  over_lanes(state);
   // fmax passes a NaN over, the sums do not: a row with one is NaN whole.
   if (__any_sync(kAllLanes, is_nan)) state.total = std::numeric_limits<float>::quiet_NaN();
   if (lane == 0) {
@@ -172,11 +194,12 @@ __global__ void __launch_bounds__(RowTraits::kThreads)
     store_shared(&shared.slots[warp][2], state.sum);
   }
   __syncthreads();
-  Softmax row;
-#pragma unroll
-  for (int other = 0; other < RowTraits::kWarps; ++other)
-    row.add(load_shared(&shared.slots[other][0]), load_shared(&shared.slots[other][1]),
-            load_shared(&shared.slots[other][2]));
+  static_assert(SoftmaxTraits::kWarps == kWarp);
+  Softmax row = {load_shared(&shared.slots[lane][0]), load_shared(&shared.slots[lane][1]),
+                 load_shared(&shared.slots[lane][2])};
+  over_lanes(row);
+  row = {__shfl_sync(kAllLanes, row.top, 0), __shfl_sync(kAllLanes, row.total, 0),
+         __shfl_sync(kAllLanes, row.sum, 0)};  // the same bits in all lanes
 
   const int64_t n = load_global(w.at<int32_t>(w.plan.places) + i);
   const float weight = w.row_weight(n), scale = load_global(w.at<float>(w.plan.sums));
@@ -198,16 +221,23 @@ __global__ void __launch_bounds__(RowTraits::kThreads)
   T* grad = w.at<T>(w.plan.grad_logits) + blockIdx.x * w.plan.line;
   const float factor = inside ? weight * scale : nan;
   const float inverse = factor / row.total, even = factor * w.smoothing / static_cast<float>(vocab);
-  for (int64_t v = thread * 4; v < w.plan.line; v += RowTraits::kThreads * 4) {
-    const Pack<float, 4> z = load(v);
-    Pack<T, 4> out;
+  for (int64_t v0 = thread * 4; v0 < w.plan.line; v0 += kInFlight * kStep) {
+    Pack<float, 4> loaded[kInFlight];
+    load(loaded, v0, w.plan.line);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      float g = inverse * exp2_fast((z.value[k] - row.top) * Softmax::kLog2E) - even;
-      if (v + k == target) g -= factor * (1.0f - w.smoothing);
-      out.value[k] = narrow<T>(v + k < vocab ? g : 0.0f);  // a product runs over what completes the line
+    for (int j = 0; j < kInFlight; ++j) {
+      const int64_t v = v0 + j * kStep;
+      if (v >= w.plan.line) break;
+      const Pack<float, 4>& z = loaded[j];
+      Pack<T, 4> out;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        float g = inverse * exp2_fast((z.value[k] - row.top) * Softmax::kLog2E) - even;
+        if (v + k == target) g -= factor * (1.0f - w.smoothing);
+        out.value[k] = narrow<T>(v + k < vocab ? g : 0.0f);  // a product runs over what completes the line
+      }
+      store_global(reinterpret_cast<Pack<T, 4>*>(grad + v), out);
     }
-    store_global(reinterpret_cast<Pack<T, 4>*>(grad + v), out);
   }
 }
 
@@ -260,8 +290,8 @@ void chunk(const Work& w, int64_t first, cudaStream_t stream) {
       {rows, op.vocab, op.width, {hidden, op.width, 1}, {op.weight, op.width, 1}, count, first},
       StoreResult<float>(memory + plan.logits, plan.line), stream);
   if (rows > 0)
-    launch(softmax_kernel<T>, dim3{static_cast<unsigned>(rows), 1, 1}, dim3{RowTraits::kThreads, 1, 1},
-           sizeof(RowTraits::Shared), stream, w, first, wants_gradient);
+    launch(softmax_kernel<T>, dim3{static_cast<unsigned>(rows), 1, 1}, dim3{SoftmaxTraits::kThreads, 1, 1},
+           sizeof(SoftmaxTraits::Shared), stream, w, first, wants_gradient);
   if (op.grad_weight != nullptr) {
     StoreResult<float> result(op.grad_weight, op.width);
     result.adds = first > 0;

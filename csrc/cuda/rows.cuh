@@ -8,7 +8,7 @@
 #pragma once
 
 #include "core/philox.h"
-#include "cuda/ptx.cuh"
+#include "cuda/run.cuh"
 
 namespace glm::cuda {
 
@@ -30,19 +30,52 @@ __device__ __forceinline__ int tile_column(int i, int lane) {
   return (i / kPer * kWarp + lane) * kPer + i % kPer;
 }
 
-// The lane's columns of the tile at `first`; zeros at and after `width`.
+// The lane's columns of the tile at `first`, as they lie in memory; zeros at and after `width`.
+template <class T, int kPer>
+struct RawTile {
+  static constexpr int kMove = kMoveColumns<T, kPer>;
+  Run<T, kMove> run[kLaneColumns / kMove];
+
+  __device__ __forceinline__ void load(const T* row, int first, int width, int lane) {
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += kMove) {
+      const int e = first + tile_column<kPer>(i, lane);
+      run[i / kMove] = load_run<kMove>(row + e, e < width);
+    }
+  }
+  __device__ __forceinline__ void widen_to(float (&out)[kLaneColumns]) const {
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += kMove) {
+      float values[kMove];
+      run[i / kMove].widen_to(values);
+#pragma unroll
+      for (int k = 0; k < kMove; ++k) out[i + k] = values[k];
+    }
+  }
+  __device__ __forceinline__ void narrow_from(const float (&in)[kLaneColumns]) {
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += kMove) {
+      float values[kMove];
+#pragma unroll
+      for (int k = 0; k < kMove; ++k) values[k] = in[i + k];
+      run[i / kMove] = narrow_run<T>(values);
+    }
+  }
+  __device__ __forceinline__ void store(T* row, int first, int width, int lane) const {
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += kMove) {
+      const int e = first + tile_column<kPer>(i, lane);
+      if (e < width) store_run(row + e, run[i / kMove]);
+    }
+  }
+};
+
 template <int kPer, class T>
 __device__ __forceinline__ void load_tile(float (&out)[kLaneColumns], const T* row, int first, int width,
                                           int lane) {
-  constexpr int kMove = kMoveColumns<T, kPer>;
-#pragma unroll
-  for (int i = 0; i < kLaneColumns; i += kMove) {
-    const int e = first + tile_column<kPer>(i, lane);
-    Pack<T, kMove> pack = {};
-    if (e < width) pack = load_global(reinterpret_cast<const Pack<T, kMove>*>(row + e));
-#pragma unroll
-    for (int k = 0; k < kMove; ++k) out[i + k] = widen(pack.value[k]);
-  }
+  RawTile<T, kPer> tile;
+  tile.load(row, first, width, lane);
+  tile.widen_to(out);
 }
 
 // Stores them rounded to T, and leaves in `values` what was stored.
@@ -155,6 +188,30 @@ struct Team {
         if (first < width) body(i, first);
     } else {
       for (; first < width; first += step) body(0, first);
+    }
+  }
+
+  // The same, where load(a, first) brings what body(i, a, first) is made of: of kAhead tiles, a < kAhead, before
+  // the first body, whose stores would hold later loads up.
+  template <int kTiles, bool kFast, int kAhead, class Load, class Body>
+  __device__ __forceinline__ void for_loaded_tiles(int width, const Load& load, const Body& body) const {
+    static_assert(kTiles % kAhead == 0);
+    const int step = warps * kTileColumns;
+    int first = warp * kTileColumns;
+    if constexpr (kFast) {
+#pragma unroll
+      for (int i = 0; i < kTiles; i += kAhead, first += kAhead * step) {
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a) load(a, first + a * step);
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a)
+          if (first + a * step < width) body(i + a, a, first + a * step);
+      }
+    } else {
+      for (; first < width; first += step) {
+        load(0, first);
+        body(0, 0, first);
+      }
     }
   }
 

@@ -67,14 +67,12 @@ struct GeluMlpGpuWorkspace {
 // ---- where a library computes the products of a GPU: what lies between them, [N, F] contiguous
 // -----------------------------------------------------------------------------------------------------
 
-// pre = product + bias, post = gelu(pre). pre may be the product itself; either may be null.
-struct GeluMlpBiasGelu {
+// post = gelu(pre).
+struct GeluMlpGelu {
   DType dtype;
   Gelu kind;
   int64_t rows, hidden;
-  const void* product;
-  const void* bias;  // [F], or null
-  void* pre;
+  const void* pre;
   void* post;
 };
 
@@ -89,6 +87,15 @@ struct GeluMlpGeluGrad {
   void* post;       // null: not wanted
   void* sums;       // [row tiles, F] float
   void* grad_bias;  // [F]; null: not wanted, nor sums
+};
+
+// out = sum over rows of values [N, C].
+struct GeluMlpSumRows {
+  DType dtype;
+  int64_t rows, columns;
+  Matrix values;
+  void* sums;  // [row tiles, C] float
+  void* out;   // [C]
 };
 
 }  // namespace glm

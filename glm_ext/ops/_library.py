@@ -118,7 +118,15 @@ def target(op: str, tensor: Tensor) -> int | tuple[int, int]:
         return torch.get_num_threads()
     require_kernel(op, tensor.dtype)
     index = tensor.device.index
-    return index, torch.cuda.current_stream(index).cuda_stream
+    return index, current_stream(index)
+
+
+def _stream_of_an_object(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+# What torch's compiled code calls: the handle alone, without a Stream around it. Not in a torch without CUDA.
+current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of_an_object)
 
 
 class _FirstOrder(torch.autograd.Function):

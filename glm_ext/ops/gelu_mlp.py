@@ -50,8 +50,8 @@ def gelu_mlp(
 
     Returns:
         ``[..., O]`` in the dtype of ``x``. Sums are float32 (float64 for float64); ``[..., F]`` tensors have
-        the dtype of ``x``. On a GPU some products are torch's (few rows; 16 bits from compute capability 9.0
-        on), and summed as ``torch.backends.cuda.matmul`` says. Under autocast the op runs in autocast's
+        the dtype of ``x``. On a GPU some products are torch's (few rows; all from compute capability 9.0 on),
+        and summed as ``torch.backends.cuda.matmul`` says. Under autocast the op runs in autocast's
         dtype, as torch's linear does.
 
     Raises:
@@ -96,6 +96,8 @@ def _cast(
 
 
 def _rows(x: Tensor) -> Tensor:
+    if x.dim() == 2:
+        return x
     return x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty((x.shape[:-1].numel(), x.shape[-1]))
 
 
@@ -109,34 +111,27 @@ def _workspace(x: Tensor, size: int) -> Tensor | None:
 
 def _forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, approximate: str, recompute: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, pre, post); pre and post are empty where backward does not want them."""
-    y, pre, post = _forward_fake(x, w1, b1, w2, b2, approximate, recompute)
-    rows, where = _rows(x), target("gelu_mlp", x)
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y, and pre and post [N, F] where backward wants them."""
+    rows, tanh, where = _rows(x), approximate == "tanh", target("gelu_mlp", x)
     hidden = (rows.shape[0], w1.shape[0])
-    scratch = rows.new_empty(hidden) if recompute == "all" else pre
+    y = x.new_empty((*x.shape[:-1], w2.shape[0]))
+    pre = rows.new_empty(hidden)
+    post = rows.new_empty(hidden) if recompute == "none" else None
     if library.is_better(x):
-        kept = post.view(hidden) if recompute == "none" else None
-        library.forward(
-            rows, w1, _contiguous(b1), w2, b2, scratch.view(hidden), kept, y.view(len(rows), w2.shape[0]),
-            approximate == "tanh", where,
-        )  # fmt: skip
-        return y, pre, post
-    size = _C.gelu_mlp_forward_workspace(*hidden, recompute == "none", x.element_size(), where)
-    _C.gelu_mlp_forward(
-        rows, w1, _contiguous(b1), w2, _contiguous(b2), scratch, post if recompute == "none" else None, y,
-        _workspace(x, size), approximate == "tanh", where,
-    )  # fmt: skip
-    return y, pre, post
+        room = pre if recompute == "all" else post
+        library.forward(rows, w1, _contiguous(b1), w2, b2, pre, room, _matrix(y, len(rows)), tanh, where)
+    else:
+        size = _C.gelu_mlp_forward_workspace(*hidden, post is not None, x.element_size(), where)
+        _C.gelu_mlp_forward(
+            rows, w1, _contiguous(b1), w2, _contiguous(b2), pre, post, y, _workspace(x, size), tanh, where
+        )
+    return y, None if recompute == "all" else pre, post
 
 
-def _forward_fake(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, approximate: str, recompute: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    hidden = (*x.shape[:-1], w1.shape[0])
-    pre = x.new_empty(hidden if recompute != "all" else (0,))
-    post = x.new_empty(hidden if recompute == "none" else (0,))
-    return x.new_empty((*x.shape[:-1], w2.shape[0])), pre, post
+def _matrix(x: Tensor, rows: int) -> Tensor:
+    """A view [rows, last dimension]."""
+    return x if x.dim() == 2 else x.view(rows, x.shape[-1])
 
 
 def _backward(
@@ -145,60 +140,48 @@ def _backward(
     w1: Tensor,
     b1: Tensor | None,
     w2: Tensor,
-    pre: Tensor,
-    post: Tensor,
+    pre: Tensor | None,
+    post: Tensor | None,
     approximate: str,
     recompute: str,
     needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, w1, b1, w2, b2; empty where they are not needed."""
-    grads = _backward_fake(grad_y, x, w1, b1, w2, pre, post, approximate, recompute, needed)
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, w1, b1, w2, b2 where they are needed. recompute says whether pre and post are there."""
+    grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = grads = tuple(
+        x.new_empty(shape) if n else None for shape, n in zip(_shapes(x, w1, w2), needed, strict=True)
+    )
     rows, tanh, where = _rows(x), approximate == "tanh", target("gelu_mlp_backward", x)
     hidden = (rows.shape[0], w1.shape[0])
-    if recompute == "all" and any(needed[:4]):
+    by_library = library.is_better(x)
+    if recompute != "none":
+        post = None
+    if not any(needed[:4]):
+        pre = None
+    elif recompute == "all":
         pre = rows.new_empty(hidden)
-        if library.is_better(x):
+        if by_library:
             library.forward(rows, w1, _contiguous(b1), w2, None, pre, None, None, tanh, where)
         else:
             _C.gelu_mlp_forward(rows, w1, _contiguous(b1), w2, None, pre, None, None, None, tanh, where)
-    grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = (
-        g if n else None for g, n in zip(grads, needed, strict=True)
-    )
-    if library.is_better(x):
+    if by_library:
+        to_rows = None if grad_x is None else _matrix(grad_x, len(rows))
         library.backward(
-            _rows(grad_y), rows, w1, w2, pre.view(hidden) if any(needed[:4]) else pre,
-            post.view(hidden) if recompute == "none" else None,
-            (None if grad_x is None else grad_x.view(rows.shape), grad_w1, grad_b1, grad_w2, grad_b2),
-            tanh, where,
-        )  # fmt: skip
+            _rows(grad_y), rows, w1, w2, pre, post, (to_rows, grad_w1, grad_b1, grad_w2, grad_b2), tanh, where
+        )
         return grads
     grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
-    has_post = recompute == "none" or grad_w2 is None
+    has_post = post is not None or grad_w2 is None
     size = _C.gelu_mlp_backward_workspace(*hidden, w2.shape[0], has_post, x.element_size(), where)
     _C.gelu_mlp_backward(
-        _rows(grad_y), rows, w1, w2, pre, post if recompute == "none" else None, grad_pre,
-        _workspace(x, size), grad_x, grad_w1, grad_b1, grad_w2, grad_b2, tanh, where,
+        _rows(grad_y), rows, w1, w2, pre, post, grad_pre, _workspace(x, size),
+        grad_x, grad_w1, grad_b1, grad_w2, grad_b2, tanh, where,
     )  # fmt: skip
     return grads
 
 
-def _backward_fake(
-    grad_y: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    pre: Tensor,
-    post: Tensor,
-    approximate: str,
-    recompute: str,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shapes = (x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1])
-    grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = (
-        x.new_empty(shape if n else (0,)) for shape, n in zip(shapes, needed, strict=True)
-    )
-    return grad_x, grad_w1, grad_b1, grad_w2, grad_b2
+def _shapes(x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Sequence[int], ...]:
+    """Of x, w1, b1, w2, b2."""
+    return x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]
 
 
 class _GeluMlp(torch.autograd.Function):
@@ -232,6 +215,48 @@ def _gradients(backward: Any, ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, 
 
 # ------------------------------------------------------------------------------------------ torch.ops.glm_ext
 
+# A registered op returns tensors: one of no elements stands for what is not there.
+
+
+def _registered_forward(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, approximate: str, recompute: str
+) -> tuple[Tensor, ...]:
+    return _with_empty(x, _forward(x, w1, b1, w2, b2, approximate, recompute))
+
+
+def _with_empty(x: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(0) if t is None else t for t in tensors)
+
+
+def _forward_fake(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, approximate: str, recompute: str
+) -> tuple[Tensor, ...]:
+    hidden = (x.shape[:-1].numel(), w1.shape[0])
+    pre = x.new_empty(hidden) if recompute != "all" else None
+    post = x.new_empty(hidden) if recompute == "none" else None
+    return _with_empty(x, (x.new_empty((*x.shape[:-1], w2.shape[0])), pre, post))
+
+
+def _registered_backward_kernel(grad_y: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _with_empty(x, _backward(grad_y, x, *rest))
+
+
+def _backward_fake(
+    grad_y: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    pre: Tensor,
+    post: Tensor,
+    approximate: str,
+    recompute: str,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return _with_empty(
+        x, [x.new_empty(s) if n else None for s, n in zip(_shapes(x, w1, w2), needed, strict=True)]
+    )
+
 
 def _autocast(device: str, *args: Any) -> tuple[Any, ...]:
     return (*_cast(device, *args[:INPUTS]), *args[INPUTS:])
@@ -252,14 +277,14 @@ def _registered_backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor | No
 register(
     "gelu_mlp(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str approximate, str recompute) "
     "-> (Tensor y, Tensor pre, Tensor post)",
-    _forward,
+    _registered_forward,
     _forward_fake,
     autocast=_autocast,
 )
 register(
     "gelu_mlp_backward(Tensor grad_y, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor pre, Tensor post, "
     "str approximate, str recompute, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
+    _registered_backward_kernel,
     _backward_fake,
 )
 torch.library.register_autograd("glm_ext::gelu_mlp", _registered_backward, setup_context=_setup_context)

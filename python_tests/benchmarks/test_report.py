@@ -124,3 +124,28 @@ def test_registers_are_the_fewest_and_the_most_of_a_kernels_instances():
     lines = report.kernels_table({"conditions": {"nvcc": "13.0"}, "kernels": kernels}).splitlines()
     assert lines[0] == "| file | kernel | instances | sm_80 | sm_90a |"
     assert lines[2] == "| `rows.cu` | `f` | 2 | 32-40 (48-64) | 30 (64) |"
+
+
+def test_the_routes_of_an_mlp() -> None:
+    ms = {"own": 1.5, "library": 0.754, "eager": 0.5}
+    sizes = [
+        {"dtype": "bfloat16", "width": width, "rows": rows, "fwd+bwd": ms}
+        for width in (8, 16)
+        for rows in (1, 2)
+    ]
+    conditions = {
+        "gpu": "some card",
+        "torch": "2.11",
+        "date": "2026-01-02",
+        "commit": "abc",
+        "queue": "filled",
+    }
+    lines = report.routes_table({"conditions": conditions, "routes": sizes}).splitlines()
+    assert lines[:4] == [
+        "| dtype | rows | E = 8, F = 32 | E = 16, F = 64 |",
+        "| --- | --- | --- | --- |",
+        "| bfloat16 | 1 | 1.50 / 0.75 / 0.50 | 1.50 / 0.75 / 0.50 |",
+        "| bfloat16 | 2 | 1.50 / 0.75 / 0.50 | 1.50 / 0.75 / 0.50 |",
+    ]
+    assert lines[-1].startswith("*some card, torch 2.11, 2026-01-02, commit abc.")
+    assert lines[-1].endswith("each run queued before it begins.*")

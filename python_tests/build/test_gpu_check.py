@@ -49,6 +49,24 @@ def test_the_steps(
     assert str(steps[-1][2][-1]).endswith("benchmarks/results/gpu-card.json")
 
 
+@pytest.mark.parametrize(("cpus", "given"), [(16, "8"), (4, "4"), (None, "1")])
+def test_the_tests_run_in_as_many_processes_as_there_are_cpus(
+    check: ModuleType, cpus: int | None, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check.os, "cpu_count", lambda: cpus)
+    command = next(command for what, _, command in check.steps("card") if what == "tests")
+    assert command[command.index("-n") + 1] == given
+
+
+def test_without_xdist_they_run_in_one(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = next(command for what, _, command in check.steps("card") if what == "tests")
+    assert "-n" not in command
+    assert "gpu: no pytest-xdist: the tests run one after the other" in capsys.readouterr().out
+
+
 @pytest.fixture
 def run(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs main() with the outcome of each step: an exit code, or None where it takes too long."""

@@ -16,7 +16,7 @@ from glm_ext.ops import _gelu_mlp_library, reference
 from ..ops.test_gelu_mlp import make_inputs
 from ..ops.tolerance import check_op
 from .backend import SCHEDULES, Simt, assert_same_bits
-from .checks import GPU_DTYPES, access_costs, forward_and_backward, same_under
+from .checks import GPU_DTYPES, NO_COPIES, access_costs, forward_and_backward, same_under
 
 gelu_mlp = importlib.import_module("glm_ext.ops.gelu_mlp")
 
@@ -162,3 +162,30 @@ def test_memory_accesses(simt: Simt, dtype: torch.dtype) -> None:
     cost, ideal = access_costs(simt)
     assert cost["shared"] == ideal["shared"] > 0
     assert ideal["global"] <= cost["global"] <= 1.05 * ideal["global"]
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+def test_memory_accesses_between_a_librarys_products(
+    simt: Simt, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above: half sectors for the sums of 16-bit columns alone."""
+    monkeypatch.setattr(_gelu_mlp_library, "is_better", lambda x: True)
+    inputs = make_inputs(256, 8, 512, 256, dtype)
+    simt.configure(SCHEDULES[0], count_accesses=True)
+    simt.module.take_counts()
+    with simt.in_place_of_C():
+        forward_and_backward(ops.gelu_mlp, inputs)
+    cost, ideal = access_costs(simt)
+    assert cost["shared"] == ideal["shared"] > 0
+    assert ideal["global"] <= cost["global"] <= 1.05 * ideal["global"]
+
+
+@pytest.mark.parametrize("sizes", [(131, 8, 264, 24), (9, 13, 19, 23)], ids=str)
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+def test_same_bits_between_a_librarys_products_under_every_schedule(
+    simt: Simt, dtype: torch.dtype, sizes: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_gelu_mlp_library, "is_better", lambda x: True)
+    inputs = make_inputs(*sizes, dtype)
+    with simt.in_place_of_C():
+        same_under(simt, NO_COPIES, lambda: forward_and_backward(ops.gelu_mlp, inputs))

@@ -82,45 +82,6 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads, GemmTraits<T>::kBlock
                         warp, lane);
 }
 
-// The same epilogue over a matrix that another kernel has computed: values [M, N] with any strides.
-template <class T>
-struct Values {
-  int64_t rows, cols, row_stride, col_stride;
-  const T* data;
-  bool whole;  // four neighbours at a time
-};
-
-template <class T>
-struct ColumnSums {
-  float sums[2][GemmTraits<T>::kRows];
-};
-
-template <class T, class Epilogue>
-__global__ void __launch_bounds__(GemmTraits<T>::kThreads)
-    elementwise_kernel(Values<T> values, Epilogue epilogue) {
-  using Traits = GemmTraits<T>;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Traits::kRows,
-                row = row0 + warp / Traits::kWarpsAcross * Traits::kWarpRows;
-  const int64_t col0 = static_cast<int64_t>(blockIdx.y) * Traits::kRows,
-                col = col0 + warp % Traits::kWarpsAcross * Traits::kWarpCols;
-  float sums[4] = {};
-  for (int i = 0; i < 4; ++i) {
-    const auto read = [&](int r, int c, int count, float (&v)[4]) {
-      const T* place = values.data + (row + i * 16 + r) * values.row_stride + (col + c) * values.col_stride;
-      if (values.col_stride == 1) return load_four(v, place, count, values.whole);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) v[e] = e < count ? widen(load_global(place + e * values.col_stride)) : 0.0f;
-    };
-    finish_rows<Traits::kWarpCols, 4>(epilogue, read, row + i * 16, col, values.rows, values.cols, 0, lane,
-                                      sums);
-  }
-  if constexpr (Epilogue::kSums)
-    finish_sums<Traits>(sums, shared_memory<ColumnSums<T>>().sums,
-                        epilogue.sums == nullptr ? nullptr : epilogue.sums + blockIdx.x * values.cols, col0,
-                        values.cols, warp, lane);
-}
-
 // ---- launches
 // ------------------------------------------------------------------------------------------------
 
@@ -149,22 +110,6 @@ void gemm(const GemmProblem& p, const Epilogue& epilogue, cudaStream_t stream) {
     return run(gemm_kernel<T, kA, kB, Epilogue>);
   }
   run(gemm_kernel<T, Layout::any, Layout::any, Epilogue>);
-}
-
-template <class T, class Epilogue>
-void elementwise(int64_t rows, int64_t cols, const GemmOperand& x, const Epilogue& epilogue,
-                 cudaStream_t stream) {
-  using Traits = GemmTraits<T>;
-  if (rows == 0 || cols == 0) return;
-  const Values<T> values = {rows,
-                            cols,
-                            x.row_stride,
-                            x.depth_stride,
-                            static_cast<const T*>(x.data),
-                            fours_are_aligned<T>(x.row_stride, x.data)};
-  launch(elementwise_kernel<T, Epilogue>,
-         dim3{blocks_for(rows, Traits::kRows), blocks_for(cols, Traits::kRows), 1},
-         dim3{Traits::kThreads, 1, 1}, Epilogue::kSums ? sizeof(ColumnSums<T>) : 0, stream, values, epilogue);
 }
 
 }  // namespace glm::cuda

@@ -107,7 +107,7 @@ __device__ __forceinline__ auto read_slab(float (&slab)[16][kWidth]) {
   };
 }
 
-// A warp hands 16 x kCols of C, or of a matrix in memory, to an epilogue: a lane has four columns of a row.
+// A warp hands 16 x kCols of C to an epilogue: a lane has four columns of a row.
 // read(r, c, v) gives the values; `sums` collects what the epilogue leaves of them.
 template <int kCols, int kUnroll, class Epilogue, class Read>
 __device__ __forceinline__ void finish_rows(const Epilogue& epilogue, const Read& read, int64_t row,
