@@ -29,6 +29,7 @@ SMALL = [
     "-p",
     "no:cacheprovider",
     "python_tests/gpu/test_ops.py",
+    "python_tests/gpu/test_wgmma.py",
     "-k",
     "test_small",
 ]
