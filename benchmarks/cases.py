@@ -244,12 +244,12 @@ def gelu_mlp(N: int, E: int, hidden: int, dtype: torch.dtype = torch.float32) ->
     )
 
 
-def linear(N: int, E: int, width_out: int) -> Case:
+def linear(N: int, E: int, width_out: int, dtype: torch.dtype = torch.float32) -> Case:
     def peers() -> dict[str, Peer]:
         torch.manual_seed(0)
-        x = torch.randn(N, E, requires_grad=True)
-        weight = (0.02 * torch.randn(width_out, E)).requires_grad_()
-        bias = torch.zeros(width_out, requires_grad=True)
+        x = torch.randn(N, E, dtype=dtype, requires_grad=True)
+        weight = (0.02 * torch.randn(width_out, E)).to(dtype).requires_grad_()
+        bias = torch.zeros(width_out, dtype=dtype, requires_grad=True)
         inputs = [x, weight, bias]
         return {
             OURS: _train(lambda: ops.linear(x, weight, bias), inputs),
@@ -258,7 +258,7 @@ def linear(N: int, E: int, width_out: int) -> Case:
 
     return Case(
         op="linear",
-        name=f"fwd+bwd N={N} E={E} O={width_out} f32",
+        name=f"fwd+bwd N={N} E={E} O={width_out} {_short(dtype)}",
         peers=peers,
         flops=3 * 2.0 * N * E * width_out,
     )
@@ -377,6 +377,7 @@ def all_cases() -> Iterator[Case]:
     yield gelu_mlp(2048, 768, 3072, torch.bfloat16)
     yield linear(2048, 768, 2304)
     yield linear(2048, 768, 768)
+    yield linear(2048, 768, 2304, dtype=torch.bfloat16)
     yield embedding_2d(4096, 768, 30592, 513, dropout_p=0.1)
     yield dropout_add_layer_norm(1024, 512, dropout_p=0.1)
     yield dropout_add_layer_norm(4096, 768, dropout_p=0.0)

@@ -14,14 +14,19 @@ namespace avx512bf16 {
 
 void gelu_mlp_forward(const GeluMlpForward&);
 void gelu_mlp_backward(const GeluMlpBackward&);
+void linear_forward(const LinearForward&);
+void linear_backward(const LinearBackward&);
 void linear_cross_entropy(const LinearCrossEntropy&);
 
 namespace {
 
-DType dtype(const LinearCrossEntropy& p) { return p.dtype; }
 template <class P>
 DType dtype(const P& p) {
-  return p.shape.dtype;
+  if constexpr (requires { p.shape; }) {
+    return p.shape.dtype;
+  } else {
+    return p.dtype;
+  }
 }
 
 // Sets one entry of the table: kOwn for bf16, what stood there for other dtypes.
@@ -38,6 +43,8 @@ const Kernels& kernels() {
     table.isa = "avx512bf16";
     replace<&Kernels::gelu_mlp_forward, gelu_mlp_forward>(table);
     replace<&Kernels::gelu_mlp_backward, gelu_mlp_backward>(table);
+    replace<&Kernels::linear_forward, linear_forward>(table);
+    replace<&Kernels::linear_backward, linear_backward>(table);
     replace<&Kernels::linear_cross_entropy, linear_cross_entropy>(table);
     return table;
   }();

@@ -2,7 +2,6 @@
 //   y = x w^T + b,   dx = dy w,   dw = dy^T x,   db = sum_n dy.
 #include "ops/linear.h"
 
-#include "core/dispatch.h"
 #include "cpu/declarations.h"
 #include "cpu/gemm.h"
 #include "cpu/matrix.h"
@@ -10,14 +9,14 @@
 namespace glm::cpu::GLM_ISA {
 
 void linear_forward(const LinearForward& p) {
-  visit_floating(p.dtype, [&]<class T>(Type<T>) {
+  visit_storage(p.dtype, [&]<class T>(Type<T>) {
     const Store<T> store = {static_cast<T*>(p.y), p.width_out, static_cast<const T*>(p.bias)};
     gemm(p.rows, p.width_out, p.width, by_rows<T>(p.x), by_rows<T>(p.weight), store, p.threads);
   });
 }
 
 void linear_backward(const LinearBackward& p) {
-  visit_floating(p.dtype, [&]<class T>(Type<T>) {
+  visit_storage(p.dtype, [&]<class T>(Type<T>) {
     if (p.grad_x) {
       const Store<T> store = {static_cast<T*>(p.grad_x), p.width};
       gemm(p.rows, p.width, p.width_out, by_rows<T>(p.grad_y), by_cols<T>(p.weight), store, p.threads);
