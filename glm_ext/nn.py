@@ -209,8 +209,9 @@ class Embedding2D(Layer):
 class GeluMLP(Layer):
     """dense_4h_to_h(gelu(dense_h_to_4h(x))), [..., E] -> [..., E] through F hidden units.
 
-    approximate: "tanh" (as GLM) or "none" (erf). recompute: what backward computes again instead of keeping,
-    "none", "activation" (keeps the input of GELU, not its output) or "all".
+    approximate: "tanh" (as GLM) or "none" (erf).
+    recompute: what backward computes again instead of keeping, "none", "activation" (keeps the input of
+    GELU, not its output) or "all".
 
     >>> GeluMLP(8, 32)(torch.randn(5, 8)).shape
     torch.Size([5, 8])

@@ -32,8 +32,11 @@ class PrepareSettings:
     """What the store depends on besides its sources and its tokenizer.
 
     on_error: what becomes of documents that cannot be read, "stop" (a ValueError that names the place) or
-    "skip" (counted). punkt: split sentences. shard_bytes: source bytes of a shard. sample_characters: how
-    much text a tokenizer is trained on, punkt_characters how much Punkt, spread over the sources.
+    "skip" (counted).
+    punkt: split sentences.
+    shard_bytes: source bytes of a shard.
+    sample_characters: how much text a tokenizer is trained on, punkt_characters how much Punkt, spread over
+    the sources.
     """
 
     on_error: OnError = "stop"
@@ -62,12 +65,15 @@ def prepare(
 ) -> dict[str, Any]:
     """Makes a token store of files and folders, or goes on where an earlier call was stopped.
 
-    make_tokenizer: gets a sample of the texts, to train on or to ignore. tokenizer_name: tells one choice of
-    tokenizer from another. workers: processes, started afresh, so that a script with more than one keeps its
-    own work under `if __name__ == "__main__"`. progress: called with the number of finished shards and of
-    all. Returns the header of the store. FileExistsError if `out` is finished or something else; ValueError
-    where its beginnings are of other sources or settings, for what cannot be read (on_error="stop"), and if
-    there is no text at all.
+    make_tokenizer: gets a sample of the texts, to train on or to ignore.
+    tokenizer_name: tells one choice of tokenizer from another.
+    workers: processes, started afresh, so that a script with more than one keeps its own work under
+    `if __name__ == "__main__"`.
+    progress: called with the number of finished shards and of all.
+
+    Returns the header of the store. FileExistsError if `out` is finished or something else; ValueError where
+    its beginnings are of other sources or settings, for what cannot be read (on_error="stop"), and if there
+    is no text at all.
     """
     root = Path(out)
     files = [file for source in sources for file in find_files(source)]

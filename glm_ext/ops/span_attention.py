@@ -47,18 +47,19 @@ def span_attention(
     never read.
 
     Args:
-        query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256. key, value: ``[B, Hkv,
-        T, D]`` where Hkv divides H: query head ``h`` reads head ``h // (H / Hkv)``. All three
-            may have any strides as long as the last dimension is contiguous: a packed QKV projection is read
-            in place.
-        prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T]. seq_len: keys at and
-        after this are padding; T by default. start: keys before this are padding; 0 by default. dropout_p:
-        probability that a softmax weight is dropped; kept ones are scaled by ``1 / (1 - dropout_p)``. The
-            mask is drawn from torch's default generator and never stored. A recorded CUDA graph replays one
-            mask for ever.
-        scale: of the scores; ``D ** -0.5`` by default. return_lse: also return the log-sum-exp of the scaled
-        scores, ``[B, H, S]`` in float32 (float64 for float64);
-            it is differentiable.
+        query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256.
+        key, value: ``[B, Hkv, T, D]`` where Hkv divides H: query head ``h`` reads head ``h // (H / Hkv)``.
+            All three may have any strides as long as the last dimension is contiguous: a packed QKV
+            projection is read in place.
+        prefix_len: keys that every row sees, an int or an int tensor ``[B]`` in [0, T].
+        seq_len: keys at and after this are padding; T by default.
+        start: keys before this are padding; 0 by default.
+        dropout_p: probability that a softmax weight is dropped; kept ones are scaled by
+            ``1 / (1 - dropout_p)``. The mask is drawn from torch's default generator and never stored. A
+            recorded CUDA graph replays one mask for ever.
+        scale: of the scores; ``D ** -0.5`` by default.
+        return_lse: also return the log-sum-exp of the scaled scores, ``[B, H, S]`` in float32 (float64 for
+            float64); it is differentiable.
 
     Returns:
         ``[B, H, S, D]`` in the dtype of ``query``, a transpose of contiguous memory ``[B, S, H, D]``, so that

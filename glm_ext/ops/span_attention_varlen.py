@@ -31,13 +31,13 @@ def span_attention_varlen(
     Row ``i`` of a sequence sees its keys ``0 <= j < max(prefix_len, i + 1)``.
 
     Args:
-        query: ``[N, H, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256. key, value: ``[N, Hkv,
-        D]`` where Hkv divides H. Any strides with a contiguous last dimension. cu_seqlens: int tensor ``[B +
-        1]``: sequence b is rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. Starts at 0,
-            never falls, ends at N or below.
-        prefix_len: an int or an int tensor ``[B]``, at most the length of its sequence. dropout_p, scale: as
-        in `span_attention`. The mask counts rows and columns within the sequence, so that a
-            packed and a padded batch drop the same elements.
+        query: ``[N, H, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256.
+        key, value: ``[N, Hkv, D]`` where Hkv divides H. Any strides with a contiguous last dimension.
+        cu_seqlens: int tensor ``[B + 1]``: sequence b is rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``.
+            Starts at 0, never falls, ends at N or below.
+        prefix_len: an int or an int tensor ``[B]``, at most the length of its sequence.
+        dropout_p, scale: as in `span_attention`. The mask counts rows and columns within the sequence, so
+            that a packed and a padded batch drop the same elements.
         return_lse: also return the log-sum-exp of the scaled scores, ``[H, N]``.
 
     Returns:

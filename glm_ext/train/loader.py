@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class StepBatches:
     """All micro batches of an optimizer step.
 
-    batch_at: (step, micro step) -> Batch, pure. step_tokens: where given, a step has as many micro batches as
-    it takes to hold so many tokens; else it has `accumulation`.
+    batch_at: (step, micro step) -> Batch, pure.
+    step_tokens: where given, a step has as many micro batches as it takes to hold so many tokens; else it has
+    `accumulation`.
     """
 
     batch_at: Callable[[int, int], Batch]

@@ -25,8 +25,9 @@ from .token_spans import TokenSpanSettings, token_spans
 class Objective(Protocol):
     """Makes an example of a text, all randomness from rng; None if the text does not fit.
 
-    weights: loss weights of the text's tokens (default 1), e.g. 0 on a prompt. ends: which of the tokens end
-    a sentence, where the corpus knows (an objective that does not ask ignores it).
+    weights: loss weights of the text's tokens (default 1), e.g. 0 on a prompt.
+    ends: which of the tokens end a sentence, where the corpus knows (an objective that does not ask ignores
+    it).
     """
 
     def __call__(
@@ -63,10 +64,11 @@ def standard_objectives(
 class Mixture:
     """Draws an objective, by default for every example anew.
 
-    weights: how often each objective is drawn, relative to the others; 0 or absent: never. per_batch: one
-    draw for a whole micro batch, as the public implementation does. short: probability that an example is
-    made of a piece of the text. block_mask: probability that an input of Part B is hidden, in the objectives
-    of short spans ("token" and "single").
+    weights: how often each objective is drawn, relative to the others; 0 or absent: never.
+    per_batch: one draw for a whole micro batch, as the public implementation does.
+    short: probability that an example is made of a piece of the text.
+    block_mask: probability that an input of Part B is hidden, in the objectives of short spans ("token" and
+    "single").
 
     With one objective and nothing else, no random number is drawn: the examples are that objective's own.
 
