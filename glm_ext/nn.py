@@ -155,8 +155,8 @@ class SpanAttention(Layer):
     def _packed(self, x: Tensor, prefix_len: Lengths, cu_seqlens: Tensor) -> Tensor:
         """The same within each of the sequences that lie end to end in x [1, N, E]."""
         packed = self.linear(x[0], self.query_key_value).unflatten(1, (3, self.num_heads, -1))  # [N, 3, H, D]
-        attended: Tensor = self.ops.span_attention_varlen(
-            *packed.unbind(1), cu_seqlens, prefix_len, dropout_p=self.dropout_p
+        attended: Tensor = self.ops.span_attention_qkvpacked(
+            packed, prefix_len, cu_seqlens=cu_seqlens, dropout_p=self.dropout_p
         )
         return self.linear(attended.flatten(1), self.dense)[None]
 

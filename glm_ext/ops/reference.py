@@ -98,16 +98,24 @@ def span_attention_qkvpacked(
     seq_len: Lengths | None = None,
     *,
     start: Lengths | None = None,
+    cu_seqlens: Tensor | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: int | None = None,
 ) -> Tensor:
     """`span_attention` of the thirds of qkv [B, S, 3, H, D], as a projection gives them -> [B, H, S, D].
 
+    With cu_seqlens `span_attention_varlen` of the thirds of qkv [N, 3, H, D] -> [N, H, D].
+
     >>> qkv = torch.randn(1, 4, 3, 2, 8)
     >>> span_attention_qkvpacked(qkv, prefix_len=1).shape
     torch.Size([1, 2, 4, 8])
     """
+    if cu_seqlens is not None:
+        query, key, value = qkv.unbind(1)
+        return span_attention_varlen(  # type: ignore[return-value]
+            query, key, value, cu_seqlens, prefix_len, dropout_p=dropout_p, scale=scale, seed=seed
+        )
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return span_attention(  # type: ignore[return-value]
         query, key, value, prefix_len, seq_len, start=start, dropout_p=dropout_p, scale=scale, seed=seed

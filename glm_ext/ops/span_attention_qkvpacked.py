@@ -10,6 +10,7 @@ from torch import Tensor
 from glm_ext.ops._arguments import check_floating
 from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, short_path, watched
 from glm_ext.ops.span_attention import Lengths, _forward, attend, checked_arguments, write_gradients
+from glm_ext.ops.span_attention_varlen import packed_arguments
 
 
 def span_attention_qkvpacked(
@@ -18,21 +19,26 @@ def span_attention_qkvpacked(
     seq_len: Lengths | None = None,
     *,
     start: Lengths | None = None,
+    cu_seqlens: Tensor | None = None,
     dropout_p: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
     """Attention of the queries, keys and values that one projection has written side by side.
 
-    ``span_attention(q, k, v, ...)`` with ``q, k, v = qkv.permute(2, 0, 3, 1, 4)``. Its three gradients are
-    written into the thirds of one tensor, where autograd would concatenate them.
+    ``span_attention(q, k, v, ...)`` with ``q, k, v = qkv.permute(2, 0, 3, 1, 4)``, or, with cu_seqlens,
+    ``span_attention_varlen(*qkv.unbind(1), cu_seqlens, ...)``. Its three gradients are written into the
+    thirds of one tensor, where autograd would concatenate them.
 
     Args:
-        qkv: ``[B, S, 3, H, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256, last dimension
-            contiguous.
+        qkv: ``[B, S, 3, H, D]``, or ``[N, 3, H, D]`` with cu_seqlens; float32, float64, bfloat16 or float16;
+            1 <= D <= 256, last dimension contiguous.
         prefix_len, seq_len, start, dropout_p, scale: as in `span_attention`.
+        cu_seqlens: the bounds of sequences that lie end to end, as in `span_attention_varlen`. They say all
+            about lengths: seq_len and start do not go with them.
 
     Returns:
-        ``[B, H, S, D]`` as `span_attention`: a transpose of contiguous memory ``[B, S, H, D]``.
+        ``[B, H, S, D]`` as `span_attention`: a transpose of contiguous memory ``[B, S, H, D]``; or ``[N, H,
+        D]`` as `span_attention_varlen`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -44,20 +50,26 @@ def span_attention_qkvpacked(
     """
     check_floating("qkv", qkv)
     (qkv,) = cast_for_autocast(autocast_dtype(qkv.device.type), qkv)
-    if qkv.dim() != 5 or qkv.shape[2] != 3:
-        raise ValueError(
-            f"qkv: expected shape [any, any, 3, any, any] (B, S, 3, H, D), got {list(qkv.shape)}"
-        )
-    arguments = checked_arguments(*_thirds(qkv), prefix_len, seq_len, start, dropout_p, scale)
+    wanted, axes = ("B, S, 3, H, D", 5) if cu_seqlens is None else ("N, 3, H, D", 4)
+    if qkv.dim() != axes or qkv.shape[-3] != 3:
+        raise ValueError(f"qkv: expected shape ({wanted}), got {list(qkv.shape)}")
+    if cu_seqlens is None:
+        arguments = checked_arguments(*_thirds(qkv), prefix_len, seq_len, start, dropout_p, scale)
+    elif seq_len is None and start is None:
+        arguments = packed_arguments(*_thirds(qkv), cu_seqlens, prefix_len, dropout_p, scale)
+    else:
+        raise ValueError("seq_len, start: expected None where cu_seqlens says where sequences begin and end")
     if watched(qkv, *arguments[3:7]):
         return attend(arguments, return_lse=False)  # type: ignore[return-value]
     return short_path(_QKVPacked, qkv, *arguments[3:])  # type: ignore[no-any-return]
 
 
 def _thirds(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value, [B, H, S, D] each: views."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return query, key, value
+    """Query, key and value, [B, H, S, D] or [N, H, D] each: views."""
+    query, key, value = qkv.unbind(-3)
+    if qkv.dim() == 4:
+        return query, key, value
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
 class _QKVPacked(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from glm_ext.ops._arguments import (
@@ -57,8 +59,21 @@ def span_attention_varlen(
     True
     """
     check_floating("query", query)
-    check_probability("dropout_p", dropout_p)
     query, key, value = cast_for_autocast(autocast_dtype(query.device.type), query, key, value)
+    return attend(packed_arguments(query, key, value, cu_seqlens, prefix_len, dropout_p, scale), return_lse)
+
+
+def packed_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    prefix_len: Lengths,
+    dropout_p: float,
+    scale: float | None,
+) -> tuple[Any, ...]:
+    """What `_forward` of span_attention takes, for a packed batch."""
+    check_probability("dropout_p", dropout_p)
     check_heads(query, key, value, 3, "N, Hkv, D")
     check_shape("key", key, (query.shape[0], -1, query.shape[2]), "N, Hkv, D")
     check_integer("cu_seqlens", cu_seqlens, query.device)
@@ -70,4 +85,4 @@ def span_attention_varlen(
     seed = draw_seed(dropout_p)
     scale = query.shape[2] ** -0.5 if scale is None else float(scale)
     bounds = cu_seqlens.long().contiguous()
-    return attend((query, key, value, prefix, None, None, bounds, seed, scale, dropout_p), return_lse)
+    return query, key, value, prefix, None, None, bounds, seed, scale, dropout_p

@@ -30,6 +30,22 @@ def test_same_bits_as_span_attention(
     assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_as_span_attention_varlen(dtype: torch.dtype, dropout_p: float) -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(131, 3, 2, 24).to(dtype).requires_grad_()
+    bounds, prefix_len = torch.tensor([0, 7, 7, 90, 129]), torch.tensor([7, 0, 40, 3])
+    grad = torch.randn(131, 2, 24).to(dtype)
+    torch.manual_seed(1)
+    packed = ops.span_attention_qkvpacked(qkv, prefix_len, cu_seqlens=bounds, dropout_p=dropout_p)
+    torch.manual_seed(1)
+    apart = ops.span_attention_varlen(*qkv.unbind(1), bounds, prefix_len, dropout_p=dropout_p)
+    assert torch.equal(packed, apart)
+    (ours,), (expected,) = (torch.autograd.grad(out, qkv, grad) for out in (packed, apart))
+    assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -41,6 +57,12 @@ def test_same_bits_as_span_attention(
         ),
         ({"qkv": torch.ones(2, 5, 2, 4, 8)}, ValueError, r"qkv: expected .*, got \[2, 5, 2, 4, 8\]"),
         ({"qkv": torch.ones(2, 5, 3, 8, 4).mT}, ValueError, r"contiguous last dimension"),
+        ({"cu_seqlens": torch.tensor([0, 2])}, ValueError, r"\(N, 3, H, D\), got \[2, 5, 3, 4, 8\]"),
+        (
+            {"qkv": torch.ones(5, 3, 4, 8), "cu_seqlens": torch.tensor([0, 5]), "seq_len": 3},
+            ValueError,
+            "seq_len, start: expected None where cu_seqlens",
+        ),
         ({"prefix_len": 6}, ValueError, r"prefix_len: expected an int in \[0, 5\], got 6"),
         ({"prefix_len": torch.tensor([1, 6])}, ValueError, r"prefix_len: expected values in \[0, 5\]"),
         ({"seq_len": torch.tensor([1])}, ValueError, r"seq_len: expected shape \[2\]"),
