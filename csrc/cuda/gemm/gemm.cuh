@@ -258,15 +258,16 @@ void elementwise(int64_t rows, int64_t cols, const GemmOperand& x, const Epilogu
          dim3{Traits::kThreads, 1, 1}, Epilogue::kSums ? sizeof(ColumnSums<T>) : 0, stream, values, epilogue);
 }
 
-// C as it is, plus a bias, into rows of `stride` elements.
+// C, times a factor that the device knows, plus a bias, into rows of `stride` elements.
 template <class Out, class Bias = Out>
 struct StoreResult {
   static constexpr bool kSums = false;
   Out* out;
   int64_t stride;
-  const Bias* bias = nullptr;  // [N]
-  bool adds = false;           // to what is there
-  int64_t slice_size = 0;      // elements between the results of two slices of the depth
+  const Bias* bias = nullptr;     // [N]
+  const float* factor = nullptr;  // null: 1
+  bool adds = false;              // to what is there
+  int64_t slice_size = 0;         // elements between the results of two slices of the depth
   bool whole = true;
 
   StoreResult(void* out, int64_t stride, const void* bias = nullptr)
@@ -278,6 +279,11 @@ struct StoreResult {
                                              int slice) const {
     Out* place = out + slice * slice_size + row * stride + col;
     float other[4];
+    if (factor != nullptr) {
+      const float f = load_global(factor);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] *= f;
+    }
     if (bias != nullptr) {
       load_four(other, bias + col, count, whole);
 #pragma unroll
