@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
       load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
 #pragma unroll
       for (int k = 0; k < kLaneColumns; ++k)
-        grad[k] = (dy[i][k] * weight[k] - g_mean - xhat[i][k] * g_xhat_mean) * rstd;
+        grad[k] = fmaf(-xhat[i][k], g_xhat_mean, dy[i][k] * weight[k] - g_mean) * rstd;
       if (p.grad_new_residual != nullptr) {
         float stream[kLaneColumns];
         load_tile<kPer>(stream, static_cast<const T*>(p.grad_new_residual) + n * p.width, first, width,
