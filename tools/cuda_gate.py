@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-I", str(ROOT / "csrc")]
+FLAGS = [
+    *("-std=c++20", "-O3", "--fmad=false", "--expt-relaxed-constexpr"),  # as in CMakeLists.txt
+    *("-Xptxas", "-v", "-I", str(ROOT / "csrc")),
+]
 REGISTERS_PER_SM = 65536
 WARP = 32
 

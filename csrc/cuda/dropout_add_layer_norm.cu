@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(BackwardTraits::kMaxThreads, BackwardTraits::k
       load_tile<kPer>(weight, static_cast<const T*>(p.weight), first, width, team.lane);
 #pragma unroll
       for (int k = 0; k < kLaneColumns; ++k)
-        grad[k] = (dy[k] * weight[k] - g_mean - xhat[k] * g_xhat_mean) * row.rstd;
+        grad[k] = fmaf(-xhat[k], g_xhat_mean, dy[k] * weight[k] - g_mean) * row.rstd;
       if (p.grad_new_residual != nullptr) {
         float stream[kLaneColumns];
         if constexpr (!kPrefetches)

@@ -10,6 +10,12 @@
 // rounded to T, which the tensor cores take; a product adds to grad_weight; a product in four slices of the
 // vocabulary gives grad_hidden, whose slices are added in order. Chunks follow each other on the stream, so
 // that every sum has one order.
+//
+// In float16 a probability over the number of rows would have few bits left (the least number with all of them
+// is 6e-5). So grad_z is kept without s, times a power of two that leaves the largest just inside of T, and
+// the sums in float are multiplied with what makes up for both.
+#include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "cuda/gemm/gemm.cuh"
@@ -25,8 +31,16 @@ struct ListTraits {
   struct Shared {
     int32_t counts[2][kWarps];
     float sums[kThreads];
+    float largest[kThreads];
   };
 };
+
+// The factors at Work::plan.sums.
+enum Factor : int { kOfLoss, kOfGradLogits, kOfGradients };
+
+// |grad_z| < 2 when it is taken by weights below 2, and stays below the 65504 of float16.
+template <class T>
+inline constexpr float kGain = std::is_same_v<T, f16> ? 0x1p14f : 1.0f;
 
 struct RowTraits {
   static constexpr int kWarps = 8;
@@ -49,29 +63,32 @@ struct SoftmaxTraits {
 struct Work {
   LinearCrossEntropy op;
   LinearCrossEntropyGpuPlan plan;
-  float smoothing;
+  float smoothing, gain;
 
   template <class T>
-  __device__ __forceinline__ T* at(int64_t bytes) const {
+  GLM_HD T* at(int64_t bytes) const {
     return reinterpret_cast<T*>(static_cast<unsigned char*>(op.workspace) + bytes);
   }
   __device__ __forceinline__ int32_t count() const { return load_global(at<int32_t>(plan.count)); }
+  GLM_HD const float* factor(Factor which) const { return at<float>(plan.sums) + which; }
   __device__ __forceinline__ float row_weight(int64_t n) const {
     return load_global(static_cast<const float*>(op.row_weight) + n);
   }
 };
 
-// One block: the rows that count, in their order; and the sum of their weights, always in the same order.
+// One block: the rows that count, in their order; the sum of their weights, always in the same order; and the
+// largest of them.
 __global__ void __launch_bounds__(ListTraits::kThreads) list_kernel(Work w) {
   auto& shared = shared_memory<ListTraits::Shared>();
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   int32_t listed = 0;
-  float sum = 0.0f;
+  float sum = 0.0f, largest = 0.0f;
   int turn = 0;
   for (int64_t n0 = 0; n0 < w.op.rows; n0 += ListTraits::kThreads, turn ^= 1) {
     const int64_t n = n0 + thread;
     const float weight = n < w.op.rows ? w.row_weight(n) : 0.0f;
     sum += weight;
+    largest = fmaxf(largest, fabsf(weight));
     const uint32_t votes = __ballot_sync(kAllLanes, weight != 0.0f);
     if (lane == 0) store_shared(&shared.counts[turn][warp], count_bits(votes));
     __syncthreads();
@@ -88,17 +105,26 @@ __global__ void __launch_bounds__(ListTraits::kThreads) list_kernel(Work w) {
     listed += all;
   }
   store_shared(&shared.sums[thread], sum);
+  store_shared(&shared.largest[thread], largest);
   for (int half = ListTraits::kThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (thread < half) {
       sum += load_shared(&shared.sums[thread + half]);
+      largest = fmaxf(largest, load_shared(&shared.largest[thread + half]));
       store_shared(&shared.sums[thread], sum);
+      store_shared(&shared.largest[thread], largest);
     }
   }
   if (thread > 0) return;
   store_global(w.at<int32_t>(w.plan.count), listed);
-  const bool mean = w.op.reduction == Reduction::mean;
-  store_global(w.at<float>(w.plan.sums), mean && sum != 0.0f ? 1.0f / sum : 1.0f);
+  const float scale = w.op.reduction == Reduction::mean && sum != 0.0f ? 1.0f / sum : 1.0f;
+  // The power of two below the largest weight; 1 where there is none.
+  const float power = std::bit_cast<float>(std::bit_cast<uint32_t>(largest) & 0x7f800000u);
+  const float unit = 0.0f < power && power < std::numeric_limits<float>::infinity() ? power : 1.0f;
+  float* factors = w.at<float>(w.plan.sums);
+  store_global(factors + kOfLoss, scale);
+  store_global(factors + kOfGradLogits, w.gain / unit);
+  store_global(factors + kOfGradients, scale * (unit / w.gain));
 }
 
 // A warp a row n: zeros where row n does not count; and hidden of the n-th row that counts.
@@ -129,7 +155,8 @@ struct Softmax {
   __device__ __forceinline__ void add(float other_top, float other_total, float other_sum) {
     const float high = fmaxf(top, other_top);
     const float base = high == -std::numeric_limits<float>::infinity() ? 0.0f : high;
-    total = total * exp2_fast((top - base) * kLog2E) + other_total * exp2_fast((other_top - base) * kLog2E);
+    total =
+        fmaf(other_total, exp2_fast((other_top - base) * kLog2E), total * exp2_fast((top - base) * kLog2E));
     top = high;
     sum += other_sum;
   }
@@ -202,7 +229,7 @@ __global__ void __launch_bounds__(SoftmaxTraits::kThreads)
          __shfl_sync(kAllLanes, row.sum, 0)};  // the same bits in all lanes
 
   const int64_t n = load_global(w.at<int32_t>(w.plan.places) + i);
-  const float weight = w.row_weight(n), scale = load_global(w.at<float>(w.plan.sums));
+  const float weight = w.row_weight(n);
   const int64_t target = load_global(w.op.targets + n);
   const bool inside = 0 <= target && target < vocab;
   const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -219,7 +246,7 @@ __global__ void __launch_bounds__(SoftmaxTraits::kThreads)
   if (!wants_gradient) return;
   __syncthreads();  // in float32 the gradient takes the place of the logits, the target's too
   T* grad = w.at<T>(w.plan.grad_logits) + blockIdx.x * w.plan.line;
-  const float factor = inside ? weight * scale : nan;
+  const float factor = inside ? weight * load_global(w.factor(kOfGradLogits)) : nan;
   const float inverse = factor / row.total, even = factor * w.smoothing / static_cast<float>(vocab);
   for (int64_t v0 = thread * 4; v0 < w.plan.line; v0 += kInFlight * kStep) {
     Pack<float, 4> loaded[kInFlight];
@@ -232,7 +259,7 @@ __global__ void __launch_bounds__(SoftmaxTraits::kThreads)
       Pack<T, 4> out;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        float g = inverse * exp2_fast((z.value[k] - row.top) * Softmax::kLog2E) - even;
+        float g = fmaf(inverse, exp2_fast((z.value[k] - row.top) * Softmax::kLog2E), -even);
         if (v + k == target) g -= factor * (1.0f - w.smoothing);
         out.value[k] = narrow<T>(v + k < vocab ? g : 0.0f);  // a product runs over what completes the line
       }
@@ -248,12 +275,13 @@ __global__ void __launch_bounds__(RowTraits::kThreads) scatter_kernel(Work w, in
   if (r >= w.plan.chunk_rows || first + r >= w.count()) return;
   const int64_t width = w.op.width, n = load_global(w.at<int32_t>(w.plan.places) + first + r);
   const float* slices = w.at<float>(w.plan.grad_hidden) + r * width;
+  const float factor = load_global(w.factor(kOfGradients));
   for (int64_t e = lane; e < width; e += kWarp) {
     float sum = 0.0f;
 #pragma unroll
     for (int slice = 0; slice < LinearCrossEntropyGpuPlan::kSlices; ++slice)
       sum += load_global(slices + slice * w.plan.chunk_rows * width + e);
-    store_global(static_cast<float*>(w.op.grad_hidden) + n * width + e, sum);
+    store_global(static_cast<float*>(w.op.grad_hidden) + n * width + e, sum * factor);
   }
 }
 
@@ -272,13 +300,14 @@ __global__ void __launch_bounds__(ListTraits::kThreads) total_kernel(Work w) {
       store_shared(&shared.sums[thread], sum);
     }
   }
-  if (thread == 0) store_global(static_cast<float*>(w.op.loss), sum * load_global(w.at<float>(w.plan.sums)));
+  if (thread == 0) store_global(static_cast<float*>(w.op.loss), sum * load_global(w.factor(kOfLoss)));
 }
 
 template <class T>
 void chunk(const Work& w, int64_t first, cudaStream_t stream) {
   constexpr Layout kDepth = Layout::by_depth, kRow = Layout::by_row;
-  const auto& [op, plan, smoothing] = w;
+  const LinearCrossEntropy& op = w.op;
+  const LinearCrossEntropyGpuPlan& plan = w.plan;
   auto* memory = static_cast<unsigned char*>(op.workspace);
   const auto* count = reinterpret_cast<const int32_t*>(memory + plan.count);
   const int64_t rows = std::min(plan.chunk_rows, op.rows - first);
@@ -295,6 +324,7 @@ void chunk(const Work& w, int64_t first, cudaStream_t stream) {
   if (op.grad_weight != nullptr) {
     StoreResult<float> result(op.grad_weight, op.width);
     result.adds = first > 0;
+    result.factor = w.factor(kOfGradients);
     gemm<T, kRow, kRow>(
         {op.vocab, op.width, rows, {grad, 1, plan.line, true}, {hidden, 1, op.width}, count, first, true},
         result, stream);
@@ -323,7 +353,7 @@ void linear_cross_entropy(const LinearCrossEntropy& p, cudaStream_t stream) {
   GLM_CHECK(p.rows < (int64_t{1} << 31), "targets: expected fewer than 2^31 on a GPU, got ", p.rows);
   visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
     const Work w = {p, LinearCrossEntropyGpuPlan(p.rows, p.width, p.vocab, sizeof(T)),
-                    static_cast<float>(p.label_smoothing)};
+                    static_cast<float>(p.label_smoothing), kGain<T>};
     const dim3 block{ListTraits::kThreads, 1, 1};
     launch(list_kernel, dim3{1, 1, 1}, block, sizeof(ListTraits::Shared), stream, w);
     if (p.rows > 0)

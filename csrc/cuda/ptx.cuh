@@ -273,6 +273,10 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 namespace glm::cuda {
 
+// No launch has so many blocks, but the compiler cannot know. A branch on it ends a basic block: ptxas starts
+// no load or product of what follows before it, where it would run out of registers for them.
+__device__ __forceinline__ bool never() { return gridDim.x == 0x7fffffffu; }
+
 // A float as the sum of a big and a small tf32, to 2^-22 of it: big big + big small + small big is the product
 // of two to about as much ("3xTF32").
 struct Tf32Pair {

@@ -75,7 +75,7 @@ struct LinearCrossEntropyGpuPlan {
 
   int64_t chunk_rows;
   int64_t line;         // V in whole accesses
-  int64_t sums;         // float: what the losses are multiplied with, 1 or 1 / the sum of weights
+  int64_t sums;         // float [3]: the factors of losses, of grad_z and of what is made of it
   int64_t count;        // int32: rows that count
   int64_t places;       // int32 [N]: where they stand
   int64_t losses;       // float [N]: theirs

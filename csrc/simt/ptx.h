@@ -2,6 +2,7 @@
 // "Matrix multiply-accumulate instructions".
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -107,18 +108,48 @@ struct MmaSlot {
   const uint32_t* b;
 };
 
+// How tensor cores add, as an H200 does: the products are exact; they and the accumulator are cut off 25 bits
+// below the largest exponent among them, 2 more than a float keeps; what they add up to is cut off to a float.
+// All cuts are towards zero. With this the kernels of attention had the errors of the H200 in float32, 18
+// largest ones that its tests reported, to 6 %. (Fasi et al., "Numerical behavior of NVIDIA tensor cores",
+// 2021, found the same of an A100 with fewer bits.)
+inline constexpr int kMmaBits = 25;
+
+// 2^exponent.
+inline double power_of_two(int exponent) {
+  return std::bit_cast<double>(static_cast<uint64_t>(1023 + exponent) << 52);
+}
+
+// The exponent of a float; of zero one so low that no sum of it and another is the largest.
+inline int exponent_of(float x) {
+  const int field = static_cast<int>(std::bit_cast<uint32_t>(x) >> 23 & 0xffu);
+  return x == 0.0f ? -400 : field == 0 ? -126 : field - 127;
+}
+
 // D [16, 8] += A [16, kDepth] B [kDepth, 8], with a(i, k), b(k, j) the operands as floats.
 template <int kDepth, class A, class B>
 void multiply(MmaSlot* const (&lanes)[simt::kWarpSize], const A& a, const B& b) {
   float left[16][kDepth], right[8][kDepth];
+  int left_exponent[16][kDepth], right_exponent[8][kDepth];
   for (int k = 0; k < kDepth; ++k) {
-    for (int i = 0; i < 16; ++i) left[i][k] = a(i, k);
-    for (int j = 0; j < 8; ++j) right[j][k] = b(k, j);
+    for (int i = 0; i < 16; ++i) left_exponent[i][k] = exponent_of(left[i][k] = a(i, k));
+    for (int j = 0; j < 8; ++j) right_exponent[j][k] = exponent_of(right[j][k] = b(k, j));
   }
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j) {
       float& d = lanes[i % 8 * 4 + j / 2]->d[i / 8 * 2 + j % 2];
-      for (int k = 0; k < kDepth; ++k) d += left[i][k] * right[j][k];
+      int top = exponent_of(d);
+      for (int k = 0; k < kDepth; ++k) top = std::max(top, left_exponent[i][k] + right_exponent[j][k]);
+      if (top >= 128) {  // infinities and NaN among the operands, or a sum that may overflow
+        for (int k = 0; k < kDepth; ++k) d += left[i][k] * right[j][k];
+        continue;
+      }
+      const double scale = power_of_two(kMmaBits - top);
+      double sum = std::trunc(d * scale);  // of whole numbers: exact
+      for (int k = 0; k < kDepth; ++k)
+        sum += std::trunc(static_cast<double>(left[i][k]) * right[j][k] * scale);
+      const uint64_t bits = std::bit_cast<uint64_t>(sum * power_of_two(top - kMmaBits));
+      d = static_cast<float>(std::bit_cast<double>(bits & ~((uint64_t{1} << 29) - 1)));  // 52 - 23 bits less
     }
 }
 

@@ -36,6 +36,13 @@ def gate() -> ModuleType:
     return tool("cuda_gate")
 
 
+def test_products_and_sums_round_twice(gate: ModuleType) -> None:
+    """As in C++ and on the host: dP - delta, or x - mean of one column, is zero only then."""
+    options = (ROOT / "CMakeLists.txt").read_text().split("target_compile_options(glm_cuda PRIVATE ")[1]
+    assert "--fmad=false" in options.split(")")[0]
+    assert "--fmad=false" in gate.FLAGS
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_bad_kernels_fail(gate: ModuleType, tmp_path: Path) -> None:
     source = tmp_path / "bad.cu"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from glm_ext import ops
 from glm_ext.ops import reference
@@ -64,6 +67,30 @@ def test_nothing_counts(simt: Simt, N: int, reduction: str) -> None:
     assert torch.equal(loss, torch.zeros(N) if reduction == "none" else torch.zeros(()))
     assert torch.equal(grad_hidden, torch.zeros(N, 4))
     assert torch.equal(grad_weight, torch.zeros(9, 4))
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-20, 3e6], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_small_probabilities_keep_their_bits_in_float16(simt: Simt, reduction: str, size: float) -> None:
+    """Over the number of rows, or times small weights, they are below what float16 has all bits for; times
+    large ones above all it has. Sums over rows and over the vocabulary are what that is seen in."""
+    N, V = 96, 3000
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(N, 8).half(), torch.rand(V, 8).half()
+    targets, mask = torch.zeros(N, dtype=torch.int64), (torch.rand(N) + 0.5) * size
+
+    def gradients(op: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in (hidden, weight)]
+        loss = op(*leaves, targets, mask, reduction=reduction)
+        grads = torch.autograd.grad(loss, leaves, torch.tensor(N if reduction == "mean" else 1 / size))
+        return grads[0], grads[1][1:]  # but the target's
+
+    truth = gradients(reference.linear_cross_entropy, torch.float64)
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        found = gradients(ops.linear_cross_entropy, torch.float16)
+    for a, b in zip(found, truth, strict=True):
+        assert (a.double() - b).abs().max() < torch.finfo(torch.float16).eps * b.abs().max()
 
 
 def test_large_logits_neither_overflow_nor_lose_the_loss(simt: Simt) -> None:

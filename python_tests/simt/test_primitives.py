@@ -44,6 +44,23 @@ def test_tf32_mma_is_a_matrix_product_of_rounded_operands(simt: Simt) -> None:
     torch.testing.assert_close(d.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_mma_cuts_off_towards_zero(simt: Simt) -> None:
+    """What is added counts to 2 bits more than the sum has, and the sum to its own 24."""
+    ulp = 2.0**-23  # of the accumulator, which is in [1, 2)
+    # added to 1: eight terms of each, and what is left of their sum
+    cases = [(ulp, 8 * ulp), (ulp / 2, 4 * ulp), (0.45 * ulp, 2 * ulp), (ulp / 8, 0.0), (ulp / 16, 0.0)]
+    a, b, d = torch.zeros(16, 8), torch.ones(8, 8), torch.ones(16, 8)
+    for i, (term, _) in enumerate(cases):
+        a[2 * i], a[2 * i + 1] = term, -term
+        d[2 * i + 1] = -1.0  # the same, mirrored
+    a[10, 0], a[11, 0] = 3 * ulp / 4, -3 * ulp / 4  # one term, which alone does not reach the next float
+    d[11] = -1.0
+    simt.fenced(simt.module.testing.mma_tf32)(a, b, d)
+    for i, (_, sum_) in enumerate([*cases, (0.0, 0.0)]):
+        assert torch.equal(d[2 * i], torch.full((8,), 1.0 + sum_)), i
+        assert torch.equal(d[2 * i + 1], -d[2 * i]), i
+
+
 def _tf32(x: torch.Tensor) -> torch.Tensor:
     """To nearest with 10 bits of mantissa, ties away from zero."""
     return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)

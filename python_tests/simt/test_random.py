@@ -23,7 +23,7 @@ def random_case(rng: random.Random) -> Case:
     rows = rng.choice([keys, rng.randint(1, keys)])
     kv_heads = rng.randint(1, 2)
     batch, heads = rng.randint(1, 2), kv_heads * rng.randint(1, 2)
-    shape = (batch, heads, kv_heads, rows, keys, rng.choice([8, 64, 72, 128]))
+    shape = (batch, heads, kv_heads, rows, keys, rng.choice([8, 64, 72, 128, 256]))
     lengths = [rng.randint(0, keys) for _ in range(batch)]
     return (
         shape,

@@ -7,10 +7,15 @@
 namespace glm::cuda {
 namespace {
 
+// Rows that walk by. 32 of 128 floats would take more registers than there are.
+template <class T, int kPaddedDim, bool kWarpgroup>
+inline constexpr int kKeyWalk = kWarpgroup                            ? (kPaddedDim == 64 ? 64 : 32)
+                                : kPaddedDim == 128 && sizeof(T) == 4 ? 16
+                                                                      : kMmaWalk<T, kPaddedDim>;
+
 template <class Element, int kPaddedDim, bool kWithWarpgroup>
 struct GradKeyTraits
-    : BackwardTraits<Element, kPaddedDim, kWithWarpgroup,
-                     kWithWarpgroup ? (kPaddedDim == 64 ? 64 : 32) : kMmaWalk<Element, kPaddedDim>> {
+    : BackwardTraits<Element, kPaddedDim, kWithWarpgroup, kKeyWalk<Element, kPaddedDim, kWithWarpgroup>> {
   using Base = BackwardTraits<Element, kPaddedDim, kWithWarpgroup, GradKeyTraits::kWalk>;
   static constexpr int kOut = kPaddedDim <= 128 ? kPaddedDim : 128;  // columns of dK and dV a block
   static constexpr int kParts = kPaddedDim / kOut;

@@ -5,6 +5,10 @@
 //
 // A 16-byte chunk of a row is 8 bf16 or f16 elements, or 4 floats, and two chunks are the depth of one mma
 // either way: 16-bit products are m16n8k16, float ones three m16n8k8 on tf32 (Tf32Pair).
+//
+// An mma cuts off what it adds to its accumulator, always towards zero, and in float that is more than the
+// rule allows after some ten of them. So sums of floats over a depth of 8, or of 32 where there is room, start
+// from zero, and are added to the whole by the cores that round.
 #pragma once
 
 #include "cuda/attention/tile.cuh"
@@ -34,10 +38,11 @@ struct LeftFragment<float> {
   }
 };
 
-// kSwapped: the bits of the product with both operands swapped. kExact: a 1 in `a` gives the float of b to
-// its last bit, which takes a third part of b.
+// d += a b in the accumulator of the mma. kSwapped: the bits of the product with both operands swapped.
+// kExact: a 1 in `a` gives the float of b to its last bit, which takes a third part of b.
 template <class T, bool kSwapped = false, bool kExact = false>
-__device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a, uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void accumulate(float (&d)[4], const LeftFragment<T>& a, uint32_t b0,
+                                           uint32_t b1) {
   if constexpr (std::is_same_v<T, float>) {
     const float x = std::bit_cast<float>(b0), y = std::bit_cast<float>(b1);
     const Tf32Pair first(x), second(y);
@@ -51,13 +56,26 @@ __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a
   }
 }
 
+// d += a b, of floats with a sum of its own.
+template <class T, bool kSwapped = false>
+__device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a, uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, float>) {
+    float sum[4] = {};
+    accumulate<T, kSwapped>(sum, a, b0, b1);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += sum[i];
+  } else {
+    accumulate<T>(d, a, b0, b1);
+  }
+}
+
 // sums [16 kM, kN] += rows row0... of a, times the kN rows of b. Lane (g, t) = (lane / 4, lane % 4) holds
 // rows g and g + 8 of each 16, and of each 8 columns 2t and 2t + 1.
 template <class T, int kN, bool kSwapped = false, int kM, int kRows, int kDim>
 __device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], Panel<T, kRows, kDim>& a,
                                                  int row0, Panel<T, kN, kDim>& b, int lane) {
-  // In dK and dV of floats two steps at once spilled on sm_100a; one has mma enough to hide its loads.
-  constexpr int kSteps = kSwapped && std::is_same_v<T, float> ? 1 : 2;
+  // Two steps of floats at once spilled; one has mma enough to hide its loads.
+  constexpr int kSteps = std::is_same_v<T, float> ? 1 : 2;
 #pragma unroll kSteps
   for (int k = 0; k < kDim / (2 * kChunk<T>); ++k) {
     LeftFragment<T> left[kM];
@@ -87,24 +105,41 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][
                                                     int lane) {
   if constexpr (std::is_same_v<T, float>) {
     // What the mma takes for columns t and t + 4 of p, and rows t and t + 4 of b, are 2t and 2t + 1 in both.
+    constexpr int kGroup = kN / 8 < 4 ? kN / 8 : 4;  // eights of the depth that share a sum
+    constexpr int kBlock = kOut == 128 ? 4 : 8;      // eights of columns, of which nothing is started early
+    // The lane's place among 8 chunks; in others of them than the first some of these bits are turned.
+    const int own = lane % 4 * 2 * 32 + (lane / 16 ^ lane % 4 * 2) * 4 + lane / 4 % 4;
 #pragma unroll
-    for (int k = 0; k < kN / 8; ++k) {
-      LeftFragment<T> left[kM];
+    for (int k0 = 0; k0 < kN / 8; k0 += kGroup) {
+      LeftFragment<T> left[kM][kGroup];
 #pragma unroll
       for (int m = 0; m < kM; ++m)
-        left[m] = LeftFragment<T>({std::bit_cast<uint32_t>(p[m][k][0]), std::bit_cast<uint32_t>(p[m][k][2]),
-                                   std::bit_cast<uint32_t>(p[m][k][1]), std::bit_cast<uint32_t>(p[m][k][3])});
 #pragma unroll
-      for (int d = 0; d < kOut / 8; ++d) {
-        uint32_t right[2];
-#pragma unroll
-        for (int odd = 0; odd < 2; ++odd) {  // of 8 chunks, those that a constant tells apart
-          const int place = (d % 4 * 2 | lane / 16) ^ (lane % 4 * 2 | odd);
-          const T* at = b.block[d / 4][k * 8 + odd] + (lane % 4 * 2 * 32 + place * 4 + lane / 4 % 4);
-          right[odd] = std::bit_cast<uint32_t>(load_shared(at));
+        for (int k = 0; k < kGroup; ++k) {
+          const float (&words)[4] = p[m][k0 + k];
+          left[m][k] =
+              LeftFragment<T>({std::bit_cast<uint32_t>(words[0]), std::bit_cast<uint32_t>(words[2]),
+                               std::bit_cast<uint32_t>(words[1]), std::bit_cast<uint32_t>(words[3])});
         }
 #pragma unroll
-        for (int m = 0; m < kM; ++m) multiply<T, false, kExact>(sums[m][d], left[m], right[0], right[1]);
+      for (int d = 0; d < kOut / 8; ++d) {
+        if (d > 0 && d % kBlock == 0 && never()) break;
+        float sum[kM][4] = {};
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) {
+          uint32_t right[2];
+#pragma unroll
+          for (int odd = 0; odd < 2; ++odd) {
+            const T* at = b.block[d / 4][(k0 + k) * 8 + odd] + (own ^ (d % 4 * 2 | odd) * 4);
+            right[odd] = std::bit_cast<uint32_t>(load_shared(at));
+          }
+#pragma unroll
+          for (int m = 0; m < kM; ++m) accumulate<T, false, kExact>(sum[m], left[m][k], right[0], right[1]);
+        }
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[m][d][i] += sum[m][i];
       }
     }
   } else {

@@ -131,15 +131,16 @@ __device__ __forceinline__ void finish_rows(const Epilogue& epilogue, const Read
   }
 }
 
-// C as it is, plus a bias, into rows of `stride` elements.
+// C, times a factor that the device knows, plus a bias, into rows of `stride` elements.
 template <class Out, class Bias = Out>
 struct StoreResult {
   static constexpr bool kSums = false;
   Out* out;
   int64_t stride;
-  const Bias* bias = nullptr;  // [N]
-  bool adds = false;           // to what is there
-  int64_t slice_size = 0;      // elements between the results of two slices of the depth
+  const Bias* bias = nullptr;     // [N]
+  const float* factor = nullptr;  // null: 1
+  bool adds = false;              // to what is there
+  int64_t slice_size = 0;         // elements between the results of two slices of the depth
   bool whole = true;
 
   StoreResult(void* out, int64_t stride, const void* bias = nullptr)
@@ -151,6 +152,11 @@ struct StoreResult {
                                              int slice) const {
     Out* place = out + slice * slice_size + row * stride + col;
     float other[4];
+    if (factor != nullptr) {
+      const float f = load_global(factor);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] *= f;
+    }
     if (bias != nullptr) {
       load_four(other, bias + col, count, whole);
 #pragma unroll

