@@ -126,30 +126,46 @@ inline int exponent_of(float x) {
   return x == 0.0f ? -400 : field == 0 ? -126 : field - 127;
 }
 
+// A row of A, or a column of B, with the exponents of its elements.
+template <int kDepth>
+struct MmaLine {
+  float value[kDepth];
+  int exponent[kDepth];
+
+  void set(int k, float x) {
+    value[k] = x;
+    exponent[k] = exponent_of(x);
+  }
+};
+
+// d + a b.
+template <int kDepth>
+float mma_sum(float d, const MmaLine<kDepth>& a, const MmaLine<kDepth>& b) {
+  int top = exponent_of(d);
+  for (int k = 0; k < kDepth; ++k) top = std::max(top, a.exponent[k] + b.exponent[k]);
+  if (top >= 128) {  // infinities and NaN among the operands, or a sum that may overflow
+    for (int k = 0; k < kDepth; ++k) d += a.value[k] * b.value[k];
+    return d;
+  }
+  const double scale = power_of_two(kMmaBits - top);
+  double sum = std::trunc(d * scale);  // of whole numbers: exact
+  for (int k = 0; k < kDepth; ++k) sum += std::trunc(static_cast<double>(a.value[k]) * b.value[k] * scale);
+  const uint64_t bits = std::bit_cast<uint64_t>(sum * power_of_two(top - kMmaBits));
+  return static_cast<float>(std::bit_cast<double>(bits & ~((uint64_t{1} << 29) - 1)));  // 52 - 23 bits less
+}
+
 // D [16, 8] += A [16, kDepth] B [kDepth, 8], with a(i, k), b(k, j) the operands as floats.
 template <int kDepth, class A, class B>
 void multiply(MmaSlot* const (&lanes)[simt::kWarpSize], const A& a, const B& b) {
-  float left[16][kDepth], right[8][kDepth];
-  int left_exponent[16][kDepth], right_exponent[8][kDepth];
+  MmaLine<kDepth> left[16], right[8];
   for (int k = 0; k < kDepth; ++k) {
-    for (int i = 0; i < 16; ++i) left_exponent[i][k] = exponent_of(left[i][k] = a(i, k));
-    for (int j = 0; j < 8; ++j) right_exponent[j][k] = exponent_of(right[j][k] = b(k, j));
+    for (int i = 0; i < 16; ++i) left[i].set(k, a(i, k));
+    for (int j = 0; j < 8; ++j) right[j].set(k, b(k, j));
   }
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j) {
       float& d = lanes[i % 8 * 4 + j / 2]->d[i / 8 * 2 + j % 2];
-      int top = exponent_of(d);
-      for (int k = 0; k < kDepth; ++k) top = std::max(top, left_exponent[i][k] + right_exponent[j][k]);
-      if (top >= 128) {  // infinities and NaN among the operands, or a sum that may overflow
-        for (int k = 0; k < kDepth; ++k) d += left[i][k] * right[j][k];
-        continue;
-      }
-      const double scale = power_of_two(kMmaBits - top);
-      double sum = std::trunc(d * scale);  // of whole numbers: exact
-      for (int k = 0; k < kDepth; ++k)
-        sum += std::trunc(static_cast<double>(left[i][k]) * right[j][k] * scale);
-      const uint64_t bits = std::bit_cast<uint64_t>(sum * power_of_two(top - kMmaBits));
-      d = static_cast<float>(std::bit_cast<double>(bits & ~((uint64_t{1} << 29) - 1)));  // 52 - 23 bits less
+      d = mma_sum(d, left[i], right[j]);
     }
 }
 

@@ -37,15 +37,14 @@ struct WgmmaSlot {
 template <class T, Major kMajorB, bool kAdds, int kN, class A>
 void wgmma_rows(const std::array<WgmmaSlot, simt::kWarpSize>& lanes, const A& a, const WgmmaOperand& b,
                 Site site) {
-  float left[16][16], right[16];
+  MmaLine<16> left[16], right;
   for (int i = 0; i < 16; ++i)
-    for (int k = 0; k < 16; ++k) left[i][k] = a(i, k);
+    for (int k = 0; k < 16; ++k) left[i].set(k, a(i, k));
   for (int j = 0; j < 8 * kN; ++j) {
-    for (int k = 0; k < 16; ++k) right[k] = wgmma_element<T, kMajorB>(b, j, k, site);
+    for (int k = 0; k < 16; ++k) right.set(k, wgmma_element<T, kMajorB>(b, j, k, site));
     for (int i = 0; i < 16; ++i) {
       float& d = lanes[static_cast<size_t>(i % 8 * 4 + j % 8 / 2)].d[j / 8 * 4 + i / 8 * 2 + j % 2];
-      if (!kAdds) d = 0.0f;
-      for (int k = 0; k < 16; ++k) d += left[i][k] * right[k];
+      d = mma_sum(kAdds ? d : 0.0f, left[i], right);
     }
   }
 }

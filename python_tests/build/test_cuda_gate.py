@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from .load import tool
+from .load import ROOT, tool
 
 # A frame: an array that is indexed at run time. Spills: 64 live values in 32 registers. And no bounds at all.
 BAD = """

@@ -204,11 +204,14 @@ def test_dropout_is_the_cpus(simt: Simt, dtype: torch.dtype) -> None:
     assert 0.25 < on_gpu[0].float().mean() < 0.35
 
 
-def test_what_padding_holds_reaches_nothing(simt: Simt) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "hopper"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
+)
+def test_what_padding_holds_reaches_nothing(simt: Simt, dtype: torch.dtype, hopper: bool) -> None:
     """NaN in rows that see nothing, in their incoming gradients, and in keys that nobody sees."""
     S, length, start = 90, 70, 33
     torch.manual_seed(0)
-    q, k, v, grad = torch.randn(4, 1, 2, S, 16)
+    q, k, v, grad = torch.randn(4, 1, 2, S, 16).to(dtype)
     row = torch.arange(S)
     dead, unseen = row < start, (row < start) | (row >= length)
 
@@ -220,7 +223,7 @@ def test_what_padding_holds_reaches_nothing(simt: Simt) -> None:
         out = ops.span_attention(*leaves, 0, length, start=start)
         return [out.detach(), *torch.autograd.grad(out, leaves, poisoned[3])]
 
-    simt.configure(SCHEDULES[0])
+    simt.configure(SCHEDULES[0], hopper=hopper)
     with simt.in_place_of_C():
         clean, poisoned = run(0.0), run(float("nan"))
     assert_same_bits("NaN in padding", clean, poisoned)
@@ -242,7 +245,7 @@ def test_memory_accesses(simt: Simt, dtype: torch.dtype, head_dim: int, dropout_
     with simt.in_place_of_C():
         forward_and_backward(ops.span_attention, inputs, dropout_p=dropout_p, return_lse=True)
     files, found = excesses(simt)
-    assert files >= {"forward.cu", "backward.cu", "tile.cuh", "product.cuh"}
+    assert files >= {"forward.cuh", "backward.cu", "panel.cuh", "tile.cuh", "product.cuh"}
     expected = {("global", "backward.cu", 2.0)}
     if dtype == torch.float32:
         expected.add(("shared", "tile.cuh", 2.0))

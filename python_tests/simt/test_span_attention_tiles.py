@@ -194,7 +194,7 @@ DELTA = ("global", "backward.cu", 2.0)  # as in test_span_attention.py
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
-    [(1, set()), (8, {DELTA, ("global", "forward.cu", 4.0)})],
+    [(1, set()), (8, {DELTA, ("global", "forward.cuh", 4.0)})],
     ids=["a row", "8 rows, whose lse of a split lie 4 splits apart"],
 )
 def test_memory_accesses_of_split_keys(simt: Simt, rows: int, expected: set[tuple[str, str, float]]) -> None:

@@ -52,8 +52,8 @@ __device__ __forceinline__ bool keeps_key(const uint32_t (&keep)[2], int j, int 
   return (keep[i / 2] >> (j / 2 * 4 + i % 2 * 2 + j % 2) & 1u) != 0;
 }
 
-// From dP to dS.
-template <int kQueries>
+// From dP to dS. kMasked: 0 where the key is not seen, whatever dP holds there.
+template <bool kMasked, int kQueries>
 __device__ __forceinline__ void key_gradients(float (&grads)[kQueries / 8][4],
                                               const float (&probabilities)[kQueries / 8][4],
                                               const RowStatistic* statistics, const KeepRule& rule,
@@ -67,6 +67,7 @@ __device__ __forceinline__ void key_gradients(float (&grads)[kQueries / 8][4],
       const RowStatistic& row = rows[i % 2];
       const float grad = keeps_key(keep, j, i) ? grads[j][i] * rule.scale : 0.0f;
       grads[j][i] = probabilities[j][i] * (grad - row.delta + row.grad_lse);
+      if (kMasked && probabilities[j][i] == 0.0f) grads[j][i] = 0.0f;
     }
   }
 }
@@ -155,6 +156,13 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
         key_probabilities<true, kQueries>(scores[0], launch.scale_log2, statistics, first_row, query0, lane);
       }
     };
+    const auto to_gradients = [&] {
+      if (query0 >= first_full) {
+        key_gradients<false, kQueries>(grads[0], scores[0], statistics, launch.keep, keep, lane);
+      } else {
+        key_gradients<true, kQueries>(grads[0], scores[0], statistics, launch.keep, keep, lane);
+      }
+    };
     if constexpr (Traits::kWarpgroup) {
       uint32_t left[2][kQueries / 16][4];
       wgmma_begin(scores[0], grads[0]);
@@ -178,7 +186,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       start_column_products<T, kQueries, kOut>(grad_value[0], left[0], stage[1]);
       wgmma_end();
       wgmma_wait<1>(grads[0]);
-      key_gradients<kQueries>(grads[0], scores[0], statistics, launch.keep, keep, lane);
+      to_gradients();
       narrow_rows<T, kQueries>(left[1], grads[0]);
       wgmma_begin(left[1], grad_key[0]);
       start_column_products<T, kQueries, kOut>(grad_key[0], left[1], stage[0]);
@@ -192,7 +200,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       add_row_products<T, kQueries, true>(scores, shared.tiles.fixed[0], warp * 16, stage[0], lane);
       add_row_products<T, kQueries, true>(grads, shared.tiles.fixed[1], warp * 16, stage[1], lane);
       to_probabilities();
-      key_gradients<kQueries>(grads[0], scores[0], statistics, launch.keep, keep, lane);
+      to_gradients();
       if (launch.keep.active) drop_keys<kQueries>(scores[0], keep);
       add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from<kOut>(stage[1], part), lane);
       add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from<kOut>(stage[0], part), lane);

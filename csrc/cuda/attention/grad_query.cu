@@ -31,8 +31,8 @@ __device__ __forceinline__ void row_probabilities(float (&scores)[kKeys / 8][4],
     }
 }
 
-// From probabilities and dP to dS, in their place.
-template <int kKeys>
+// From probabilities and dP to dS, in their place. kMasked: what is not seen stays 0, whatever dP holds there.
+template <bool kMasked, int kKeys>
 __device__ __forceinline__ void row_gradients(float (&scores)[kKeys / 8][4],
                                               const float (&grads)[kKeys / 8][4],
                                               const RowStatistic (&statistics)[2], const KeepRule& rule,
@@ -43,7 +43,7 @@ __device__ __forceinline__ void row_gradients(float (&scores)[kKeys / 8][4],
     for (int i = 0; i < 4; ++i) {
       const RowStatistic& row = statistics[i / 2];
       const float grad = (keep >> (j * 4 + i) & 1u) != 0 ? grads[j][i] * rule.scale : 0.0f;
-      scores[j][i] *= grad - row.delta + row.grad_lse;
+      if (!kMasked || scores[j][i] != 0.0f) scores[j][i] *= grad - row.delta + row.grad_lse;
     }
 }
 
@@ -105,7 +105,12 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       }
     };
     const auto to_gradients = [&] {
-      row_gradients<kKeys>(scores[0], grads[0], statistics, launch.keep, keep >> key0 % 64 / 8 * 4);
+      const uint32_t bits = keep >> key0 % 64 / 8 * 4;
+      if (tiles.full(n)) {
+        row_gradients<false, kKeys>(scores[0], grads[0], statistics, launch.keep, bits);
+      } else {
+        row_gradients<true, kKeys>(scores[0], grads[0], statistics, launch.keep, bits);
+      }
     };
     if constexpr (Traits::kWarpgroup) {
       uint32_t left[kKeys / 16][4];
