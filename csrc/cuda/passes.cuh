@@ -10,7 +10,7 @@ namespace glm::cuda {
 struct PassTraits {
   static constexpr int kWarps = 8;
   static constexpr int kThreads = kWarps * kWarp;
-  static constexpr int blocks_per_sm(int run) { return run == 8 ? 4 : 3; }  // where nothing spills
+  static constexpr int blocks_per_sm(int run) { return run == 8 ? 4 : 2; }  // where nothing spills
   static constexpr int kInFlight = 4;                                       // runs of each tensor in a lane
   static constexpr int kTileRows = 128;                                     // of a block that sums columns
 };
