@@ -106,6 +106,26 @@ def routes_table(report: Report) -> str:
     return "\n".join([*rows, "", f"*{where}. {what} {queue}*", ""])
 
 
+def device_table(report: Report) -> str:
+    """A run's time on a GPU in its kernels, and with its launches; peers with their launches."""
+    given = report["conditions"]
+    tflops, gbs = given["peak_tflops"], given["copy_gbs"]
+    rows = ["| work | kernels | rate | with launches | peers, with launches |"]
+    rows.append("| --- | --- | --- | --- | --- |")
+    for case in report["device"]:
+        ms = case["kernels_ms"]
+        if "flops" in case:
+            reached, peak, unit = case["flops"] / ms * 1e-9, tflops, "TFLOP/s"
+        else:
+            reached, peak, unit = case["bytes"] / ms * 1e-6, gbs, "GB/s"
+        peers = ", ".join(f"{name} {time:.3f} ms" for name, time in case["peers"].items())
+        rate = f"{reached:.0f} {unit}, {reached / peak:.0%}"
+        rows.append(f"| {case['name']} | {ms:.3f} ms | {rate} | {case['ms']:.3f} ms | {peers} |")
+    where = f"{given['gpu']}, torch {given['torch']}, {given['date']}, commit {given['commit']}"
+    peaks = f"% of {tflops} TFLOP/s (a product of bf16 matrices) or {gbs} GB/s (a copy)"
+    return "\n".join([*rows, "", f"*{where}; {peaks}, measured in the same run. Medians of ten.*", ""])
+
+
 def span(values: Iterable[int]) -> str:
     found = list(values)
     low, high = min(found), max(found)
@@ -119,6 +139,7 @@ TABLES = {
     "few_shot": few_shot_table,
     "kernels": kernels_table,
     "routes": routes_table,
+    "device": device_table,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-Report = dict[str, Any]  # {"conditions": {...}, and "cases", "runs", "few_shot" or "kernels"}
+Report = dict[str, Any]  # {"conditions": {...}, and a key of report.TABLES}
 
 
 def read(name: str) -> Report:

@@ -149,3 +149,22 @@ def test_the_routes_of_an_mlp() -> None:
     ]
     assert lines[-1].startswith("*some card, torch 2.11, 2026-01-02, commit abc.")
     assert lines[-1].endswith("each run queued before it begins.*")
+
+
+def test_times_of_a_device() -> None:
+    conditions = {
+        "gpu": "some card",
+        "torch": "2.11",
+        "date": "2026-01-02",
+        "commit": "abc",
+        "peak_tflops": 800,
+        "copy_gbs": 4000,
+    }
+    cases = [
+        {"name": "a", "flops": 2e11, "kernels_ms": 0.5, "ms": 0.6, "peers": {"one": 1.0, "two": 2.0}},
+        {"name": "b", "bytes": 1e8, "kernels_ms": 0.1, "ms": 0.2, "peers": {}},
+    ]
+    lines = report.device_table({"conditions": conditions, "device": cases}).splitlines()
+    assert lines[2] == "| a | 0.500 ms | 400 TFLOP/s, 50% | 0.600 ms | one 1.000 ms, two 2.000 ms |"
+    assert lines[3] == "| b | 0.100 ms | 1000 GB/s, 25% | 0.200 ms |  |"
+    assert lines[-1].startswith("*some card, torch 2.11, 2026-01-02, commit abc; % of 800 TFLOP/s")
