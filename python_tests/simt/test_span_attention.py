@@ -204,6 +204,19 @@ def test_dropout_is_the_cpus(simt: Simt, dtype: torch.dtype) -> None:
     assert 0.25 < on_gpu[0].float().mean() < 0.35
 
 
+def test_one_key_passes_unchanged(simt: Simt) -> None:
+    """A row that sees one key gives its value to the last bit, and no gradient of scores."""
+    S = 70
+    torch.manual_seed(0)
+    query, key, value = (10.0 * torch.randn(3, 1, 1, S, 64)).requires_grad_().unbind(0)
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        out = ops.span_attention(query, key, value, 0, start=S - 1)
+        grads = torch.autograd.grad(out, (query, key, value), torch.randn(1, 1, S, 64))
+    assert torch.equal(out[..., -1, :], value[..., -1, :])
+    assert not grads[0].any() and not grads[1].any()
+
+
 @pytest.mark.parametrize(
     ("dtype", "hopper"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)], ids=str
 )

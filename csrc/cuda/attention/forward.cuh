@@ -63,7 +63,8 @@ __device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeys / 8][4
 }
 
 // Turns scores, times scale > 0, into probabilities relative to the new maximum. `correction` is what the
-// output so far has to be multiplied with.
+// output so far has to be multiplied with. In float32 the product is rounded as the maximum's was: the largest
+// probability is 1, and a row that sees one key gives that key's value to the last bit.
 template <class Traits>
 __device__ __forceinline__ void softmax_step(float (&scores)[Traits::kKeys / 8][4], RowState<Traits>& state,
                                              int m, float scale, float (&correction)[2]) {
@@ -84,7 +85,11 @@ __device__ __forceinline__ void softmax_step(float (&scores)[Traits::kKeys / 8][
     for (int j = 0; j < Traits::kKeys / 8; ++j)
 #pragma unroll
       for (int i = half * 2; i < half * 2 + 2; ++i) {
-        scores[j][i] = exp2_fast(fmaf(scores[j][i], scale, -base));
+        if constexpr (std::is_same_v<typename Traits::T, float>) {
+          scores[j][i] = exp2_fast(scores[j][i] * scale - base);
+        } else {
+          scores[j][i] = exp2_fast(fmaf(scores[j][i], scale, -base));
+        }
         total += scores[j][i];
       }
     state.total[m][half] = total;
