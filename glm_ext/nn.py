@@ -20,8 +20,9 @@ from .ops import auto, reference
 from .ops._library import autocast_dtype
 from .ops.reference import Lengths
 
-# Measured on Zen 4, width 768, forward: 0.9 to 0.98 times as fast as torch's product with 256 rows, 1.0 with
-# 512, 1.05 to 1.07 with 2048; backward: 1.03, 1.04, 1.04 to 1.06.
+# Measured on Zen 4, width 768, float32, forward: 0.9 to 0.98 times as fast as torch's product with 256 rows,
+# 1.0 with 512, 1.05 to 1.07 with 2048; backward: 1.03, 1.04, 1.04 to 1.06. In 16 bits see docs/log.md,
+# 2026-11-28: 0.9 to 1.1 times with bfloat16 where the processor multiplies it, 1.5 to 60 times elsewhere.
 FUSED_LINEAR_ROWS = 512
 
 BACKENDS = ("auto", "fused", "eager")
@@ -65,17 +66,23 @@ class Layer(nn.Module):
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         """layer(x), by the packed product where it is the faster one.
 
-        With fewer rows than FUSED_LINEAR_ROWS packing costs more than the product gains, and 16-bit products
-        have units of their own in torch's library, as a GPU has for all of them. What has taken the place of
-        an nn.Linear (an adapter, a quantized layer) is called as it is, and so is one that has hooks.
+        In float32, with fewer rows than FUSED_LINEAR_ROWS, packing costs more than the product gains. In 16
+        bits torch has a product as fast only for bfloat16, and on processors that multiply it. A GPU has
+        torch's library for all of them. What has taken the place of an nn.Linear (an adapter, a quantized
+        layer) is called as it is, and so is one that has hooks.
         """
-        wide = x.dtype in (torch.float32, torch.float64) and x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
         plain = type(layer) is nn.Linear and not _has_hooks(layer)
-        if plain and wide and x.device.type == "cpu" and autocast_dtype("cpu") is None:
+        if plain and x.device.type == "cpu" and self._packs(x):
             out: Tensor = self.ops.linear(x, layer.weight, layer.bias)
         else:
             out = layer(x)
         return out
+
+    @staticmethod
+    def _packs(x: Tensor) -> bool:
+        dtype = x.dtype if x.dtype == torch.float64 else autocast_dtype("cpu") or x.dtype
+        wide = x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
+        return dtype in (torch.bfloat16, torch.float16) or (wide and dtype in (torch.float32, torch.float64))
 
     def add_norm(self, x: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """The seam of two sublayers: (norm(r), r), r = residual + dropout(x), or residual where x is None."""

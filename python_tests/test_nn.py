@@ -113,6 +113,25 @@ def test_on_a_gpu_a_projection_is_torchs(monkeypatch, device, expected):
     assert layer.linear(x, layer.dense) == expected
 
 
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "expected"),
+    [
+        (torch.float32, None, "torch's"),
+        (torch.float32, torch.bfloat16, "packed"),
+        (torch.float64, torch.bfloat16, "torch's"),
+        (torch.bfloat16, None, "packed"),
+        (torch.float16, None, "packed"),
+    ],
+    ids=str,
+)
+def test_few_rows_are_packed_in_16_bits(monkeypatch, dtype, autocast, expected):
+    layer = SpanAttention(12, 3, dtype=dtype)
+    monkeypatch.setattr(ops, "linear", lambda x, weight, bias: "packed")
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: "torch's")
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        assert layer.linear(torch.randn(1, 4, 12, dtype=dtype), layer.dense) == expected
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_with_a_cache_continues_the_sequence(backend):
     attention = SpanAttention(12, 3, backend=backend)
