@@ -72,9 +72,9 @@ def steps(name: str) -> list[tuple[str, int, list[str]]]:
     if sanitizer is None:
         print("gpu: no compute-sanitizer beside nvcc: memcheck and racecheck are left out", flush=True)
     else:
-        for check in ("memcheck", "racecheck"):
+        for check, seconds in (("memcheck", 80), ("racecheck", 120)):
             command = [sanitizer, "--tool", check, "--error-exitcode", "1", python, *SMALL]
-            listed.append((check, 60, command))
+            listed.append((check, seconds, command))
     out = RESULTS / f"gpu-{name}.json"
     listed.append(("benchmarks", 200, [python, "-m", "benchmarks.gpu", "--out", str(out)]))
     return listed
