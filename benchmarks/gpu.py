@@ -53,6 +53,23 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = True) 
     return (torch.randn(shape, device=DEVICE) / shape[-1] ** 0.5).to(dtype).requires_grad_(grad)
 
 
+def ours(forward: Callable[[], Any], name: str = OURS) -> dict[str, Callable[[], Any]]:
+    """Of an op that has kernels of warpgroups: once without, and once with, where this build and card can.
+
+    Backward runs as forward did: `training` runs it right after.
+    """
+
+    def kind(wgmma: bool) -> Callable[[], Any]:
+        def run() -> Any:
+            _C.use_wgmma(wgmma)
+            return forward()
+
+        return run
+
+    hopper = "90a" in _C.cuda_architectures().split() and torch.cuda.get_device_capability()[0] == 9
+    return {name: kind(False)} | ({f"{name}, warpgroups": kind(True)} if hopper else {})
+
+
 # ------------------------------------------------------------------------------------------------------ cases
 
 
@@ -61,20 +78,21 @@ def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool, dropo
 
     def forwards() -> tuple[list[Tensor], dict[str, Callable[[], Any]]]:
         packed = random(B, S, 3, H, D, grad=backward)
-        q, k, v = packed.permute(2, 0, 3, 1, 4)
+        apart = [random(B, S, H, D, grad=backward) for _ in range(3)]  # peers would concatenate gradients
+        q, k, v = (t.transpose(1, 2) for t in apart)
         mask = reference.visible(S, S, prefix).to(DEVICE)
         lengths = torch.full((B,), prefix, device=DEVICE)
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", q.dtype, gradient=backward):
-            peers[OURS] = lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p)
+            peers |= ours(lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p))
         peers["SDPA, bool mask"] = lambda: F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
         if dropout_p > 0:
-            return [packed], peers
+            return [packed, *apart], peers
         peers["SDPA, causal (less work)"] = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
         peers["FlexAttention, compiled"] = set_up_later(lambda: flex(q, k, v, prefix))
         if importlib.util.find_spec("flash_attn"):
             peers["flash-attn, twice"] = set_up_later(lambda: flash_twice(q, k, v, prefix))
-        return [packed], peers
+        return [packed, *apart], peers
 
     direction = "fwd+bwd" if backward else "fwd"
     name = f"span_attention {direction} B={B} H={H} S={S} D={D} a={prefix}"
@@ -114,7 +132,7 @@ def packed_attention(B: int, H: int, longest: int, D: int) -> Case:
         mask = (seen & (place < sizes[:, None, None]) | (place == 0))[:, None]  # no row sees nothing: no NaN
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", packed[0].dtype, gradient=True):
-            peers[OURS] = lambda: ops.span_attention_varlen(*packed, bounds, prefix)
+            peers |= ours(lambda: ops.span_attention_varlen(*packed, bounds, prefix))
         peers["SDPA, padded, bool mask"] = lambda: F.scaled_dot_product_attention(
             *(t.transpose(1, 2) for t in padded), mask
         )
@@ -235,9 +253,11 @@ def mlp(rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Case:
             return F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2)
 
         compiled = torch.compile(eager)
+        routes = {library: functools.partial(routed, library, inputs) for library in (False, True)}
+        own = f"{OURS}, own products"
         return inputs, {
-            f"{OURS}, own products": lambda: routed(False, inputs),
-            f"{OURS}, library products": lambda: routed(True, inputs),
+            **(ours(routes[False], own) if dtype.itemsize == 2 else {own: routes[False]}),
+            f"{OURS}, library products": routes[True],
             "eager": lambda: eager(*inputs),
             "torch.compile": lambda: compiled(*inputs),
         }
@@ -252,28 +272,6 @@ def routed(library: bool, inputs: list[Tensor]) -> Tensor:
     return ops.gelu_mlp(*inputs)
 
 
-WARPGROUP_OPS = ("span_attention", "gelu_mlp", "linear_cross_entropy")
-
-
-def with_warpgroups(case: Case, forwards: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
-    """Ours once more on a Hopper GPU's warpgroups, where an op has kernels for them."""
-    hopper = "90a" in _C.cuda_architectures().split() and torch.cuda.get_device_capability()[0] == 9
-    if not hopper or case.name.split()[0] not in WARPGROUP_OPS or "float32" in case.name:
-        return forwards
-
-    def switched(wanted: bool, forward: Callable[[], Any]) -> Callable[[], Any]:
-        """Backward runs as forward did: `training` runs it right after."""
-        return lambda: (_C.use_wgmma(wanted), forward())[1]
-
-    both = {}
-    for name, forward in forwards.items():
-        ours = name.startswith(OURS) and "library" not in name
-        both[name] = switched(False, forward) if ours else forward
-        if ours:
-            both[f"{name}, warpgroups"] = switched(True, forward)
-    return both
-
-
 def cross_entropy(rows: int, width: int, vocab: int, counted: float) -> Case:
     def forwards() -> tuple[list[Tensor], dict[str, Callable[[], Any]]]:
         hidden, weight = random(rows, width), random(vocab, width)
@@ -286,7 +284,7 @@ def cross_entropy(rows: int, width: int, vocab: int, counted: float) -> Case:
 
         compiled = torch.compile(eager)
         peers: dict[str, Callable[[], Any]] = {
-            OURS: lambda: ops.linear_cross_entropy(hidden, weight, targets, mask),
+            **ours(lambda: ops.linear_cross_entropy(hidden, weight, targets, mask)),
             "eager, gathered rows": lambda: eager(hidden, weight),
             "torch.compile, gathered rows": lambda: compiled(hidden, weight),
         }
@@ -340,7 +338,6 @@ def measure(case: Case, timer: DeviceTimer, seconds: float, end: float) -> dict[
     No peer is set up (some compile first) after the time `end`.
     """
     inputs, forwards = case.forwards()
-    forwards = with_warpgroups(case, forwards)
     runs: dict[str, Run] = {}
     failed, memory = {}, {}
     for name, forward in forwards.items():

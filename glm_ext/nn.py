@@ -22,7 +22,7 @@ from .ops.reference import Lengths
 
 # Measured on Zen 4, width 768, float32, forward: 0.9 to 0.98 times as fast as torch's product with 256 rows,
 # 1.0 with 512, 1.05 to 1.07 with 2048; backward: 1.03, 1.04, 1.04 to 1.06. In 16 bits see docs/log.md,
-# 2026-11-28: 0.9 to 1.1 times with bfloat16 where the processor multiplies it, 1.5 to 60 times elsewhere.
+# 2026-11-28: 0.87 to 1.4 times with bfloat16 where the processor multiplies it, 1.1 to 60 times elsewhere.
 FUSED_LINEAR_ROWS = 512
 
 BACKENDS = ("auto", "fused", "eager")

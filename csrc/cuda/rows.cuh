@@ -80,20 +80,12 @@ __device__ __forceinline__ void load_tile(float (&out)[kLaneColumns], const T* r
 
 // Stores them rounded to T, and leaves in `values` what was stored.
 template <int kPer, class T>
-__device__ __forceinline__ void store_tile(T* row, float (&values)[kLaneColumns], int64_t first,
-                                           int64_t width, int lane) {
-  constexpr int kMove = kMoveColumns<T, kPer>;
-#pragma unroll
-  for (int i = 0; i < kLaneColumns; i += kMove) {
-    const int e = first + tile_column<kPer>(i, lane);
-    Pack<T, kMove> pack;
-#pragma unroll
-    for (int k = 0; k < kMove; ++k) {
-      pack.value[k] = narrow<T>(values[i + k]);
-      values[i + k] = widen(pack.value[k]);
-    }
-    if (e < width) store_global(reinterpret_cast<Pack<T, kMove>*>(row + e), pack);
-  }
+__device__ __forceinline__ void store_tile(T* row, float (&values)[kLaneColumns], int first, int width,
+                                           int lane) {
+  RawTile<T, kPer> tile;
+  tile.narrow_from(values);
+  tile.store(row, first, width, lane);
+  tile.widen_to(values);
 }
 
 // ---- dropout

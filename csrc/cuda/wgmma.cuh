@@ -53,20 +53,18 @@ __device__ __forceinline__ uint64_t descriptor(const WgmmaOperand& x) {
 }
 
 // The compiler may not move uses of these registers to before this place.
-template <int kN>
-__device__ __forceinline__ void pin(float (&d)[kN][4]) {
-#pragma unroll
-  for (int j = 0; j < kN; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(d[j][i])::"memory");
-}
-
-template <int kN>
-__device__ __forceinline__ void pin(uint32_t (&a)[kN][4]) {
+template <class T, int kN>
+__device__ __forceinline__ void pin(T (&x)[kN][4]) {
 #pragma unroll
   for (int k = 0; k < kN; ++k)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[k][i])::"memory");
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (std::is_same_v<T, float>) {
+        asm volatile("" : "+f"(x[k][i])::"memory");
+      } else {
+        asm volatile("" : "+r"(x[k][i])::"memory");
+      }
+    }
 }
 
 }  // namespace detail
@@ -101,9 +99,9 @@ __device__ __forceinline__ void wgmma_publish() {
 
 // D's registers as operands of an asm statement, and their places in its text.
 #define GLM_WGMMA_8(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
-#define GLM_WGMMA_REGISTERS_32(j) GLM_WGMMA_8(j), GLM_WGMMA_8(j + 1), GLM_WGMMA_8(j + 2), GLM_WGMMA_8(j + 3)
-#define GLM_WGMMA_REGISTERS_64(j) GLM_WGMMA_REGISTERS_32(j), GLM_WGMMA_REGISTERS_32(j + 4)
-#define GLM_WGMMA_REGISTERS_128(j) GLM_WGMMA_REGISTERS_64(j), GLM_WGMMA_REGISTERS_64(j + 8)
+#define GLM_WGMMA_D_32(j) GLM_WGMMA_8(j), GLM_WGMMA_8(j + 1), GLM_WGMMA_8(j + 2), GLM_WGMMA_8(j + 3)
+#define GLM_WGMMA_D_64(j) GLM_WGMMA_D_32(j), GLM_WGMMA_D_32(j + 4)
+#define GLM_WGMMA_D_128(j) GLM_WGMMA_D_64(j), GLM_WGMMA_D_64(j + 8)
 #define GLM_WGMMA_TEXT_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define GLM_WGMMA_TEXT_64 \
   GLM_WGMMA_TEXT_32       \
@@ -119,7 +117,7 @@ __device__ __forceinline__ void wgmma_publish() {
                ", 0;\n"                                                                                \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GLM_WGMMA_TEXT_##N \
                "}, " A ", " B ", p, 1, 1, " MAJOR_A ", " MAJOR_B "; }"                                 \
-               : GLM_WGMMA_REGISTERS_##N(0)                                                            \
+               : GLM_WGMMA_D_##N(0)                                                                    \
                : "l"(detail::descriptor(a)), "l"(detail::descriptor(b)), "r"(kAdds ? 1 : 0),           \
                  "n"(kMajorA == Major::row ? 1 : 0), "n"(kMajorB == Major::row ? 1 : 0)                \
                : "memory")
@@ -128,7 +126,7 @@ __device__ __forceinline__ void wgmma_publish() {
                ", 0;\n"                                                                                      \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GLM_WGMMA_TEXT_##N       \
                "}, {" A "}, " B ", p, 1, 1, " MAJOR_B "; }"                                                  \
-               : GLM_WGMMA_REGISTERS_##N(0)                                                                  \
+               : GLM_WGMMA_D_##N(0)                                                                          \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(detail::descriptor(b)), "r"(kAdds ? 1 : 0), \
                  "n"(kMajorB == Major::row ? 1 : 0)                                                          \
                : "memory")
@@ -164,6 +162,16 @@ __device__ __forceinline__ void wgmma(float (&d)[kN][4], const uint32_t (&a)[4],
     GLM_WGMMA_REGISTERS(128, "f16", "%64, %65, %66, %67", "%68", "%69", "%70");
 #endif
 }
+
+#undef GLM_WGMMA_SHARED
+#undef GLM_WGMMA_REGISTERS
+#undef GLM_WGMMA_TEXT_32
+#undef GLM_WGMMA_TEXT_64
+#undef GLM_WGMMA_TEXT_128
+#undef GLM_WGMMA_D_32
+#undef GLM_WGMMA_D_64
+#undef GLM_WGMMA_D_128
+#undef GLM_WGMMA_8
 
 }  // namespace glm::cuda
 #endif

@@ -5,6 +5,7 @@
 namespace glm::simt {
 
 void AsyncProducts::issue(std::function<void()> run, std::source_location site) {
+  ++product_count;
   if (!options().deferred_copies) run();
   pending_.push_back({std::move(run), group_, site});
 }

@@ -2,11 +2,15 @@
 // cp.async (async_copy.h) in two models: at once, or, where copies are deferred, not before they are waited for.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <source_location>
 #include <vector>
 
 namespace glm::simt {
+
+// Products since it was last set to 0, of all launches: whether a kernel has any.
+inline int64_t product_count = 0;
 
 class AsyncProducts {
  public:

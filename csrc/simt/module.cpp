@@ -2,6 +2,8 @@
 // of the tests, built with -DGLM_BUILD_SIMT=ON and in no wheel.
 #include <pybind11/stl.h>
 
+#include <utility>
+
 #include "binding/register.h"
 #include "simt/counters.h"
 #include "simt/machine.h"
@@ -46,6 +48,10 @@ PYBIND11_MODULE(glm_ext_simt, m) {
         return counts;
       },
       "What memory accesses cost since the last call, by line of source.");
+
+  m.def(
+      "take_products", [] { return std::exchange(product_count, 0); },
+      "How many products of warpgroups warps have started since the last call.");
 
   glm::register_dropout_add_layer_norm(m);
   glm::register_embedding_2d(m);

@@ -27,8 +27,8 @@ def is_better(x: Tensor) -> bool:
 def prefers(rows: int, capability: int) -> bool:
     """The choice for a card of this major compute capability.
 
-    From 9 on as measured on an H200, where the library's products win for every dtype (docs/performance.md);
-    below it by the arithmetic above, unmeasured.
+    From 9 on as measured on an H200 in bfloat16 and float32 (docs/performance.md), which is taken to hold
+    for float16 and later cards; below 9 by the arithmetic above. Neither is measured.
     """
     return capability >= 9 or rows < _C.GELU_MLP_TILE_ROWS
 

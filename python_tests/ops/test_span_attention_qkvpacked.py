@@ -46,6 +46,18 @@ def test_same_bits_as_span_attention_varlen(dtype: torch.dtype, dropout_p: float
     assert torch.equal(ours, expected)
 
 
+@pytest.mark.graph
+def test_packed_compiles_into_one_graph() -> None:
+    qkv, bounds = torch.randn(9, 3, 2, 8, requires_grad=True), torch.tensor([0, 4, 9])
+    prefix_len = torch.tensor([2, 5])
+    compiled = torch.compile(ops.span_attention_qkvpacked, fullgraph=True)
+    grads = []
+    for op in (ops.span_attention_qkvpacked, compiled):
+        out = op(qkv, prefix_len, cu_seqlens=bounds)
+        grads.append(torch.autograd.grad(out.square().sum(), qkv)[0])
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -151,10 +151,7 @@ def test_strides(simt: Simt) -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
-def test_memory_accesses(simt: Simt, dtype: torch.dtype) -> None:
-    """No bank conflicts, and whole sectors: but for the sums of 16-bit columns."""
-    inputs = make_inputs(128, 64, 128, 128, dtype)
+def assert_accesses_cost_what_they_must(simt: Simt, inputs: list[torch.Tensor | None]) -> None:
     simt.configure(SCHEDULES[0], count_accesses=True)
     simt.module.take_counts()
     with simt.in_place_of_C():
@@ -162,6 +159,13 @@ def test_memory_accesses(simt: Simt, dtype: torch.dtype) -> None:
     cost, ideal = access_costs(simt)
     assert cost["shared"] == ideal["shared"] > 0
     assert ideal["global"] <= cost["global"] <= 1.05 * ideal["global"]
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+def test_memory_accesses(simt: Simt, dtype: torch.dtype) -> None:
+    """No bank conflicts, and whole sectors: but for the sums of 16-bit columns."""
+    inputs = make_inputs(128, 64, 128, 128, dtype)
+    assert_accesses_cost_what_they_must(simt, inputs)
 
 
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
@@ -171,13 +175,7 @@ def test_memory_accesses_between_a_librarys_products(
     """As above: half sectors for the sums of 16-bit columns alone."""
     monkeypatch.setattr(_gelu_mlp_library, "is_better", lambda x: True)
     inputs = make_inputs(256, 8, 512, 256, dtype)
-    simt.configure(SCHEDULES[0], count_accesses=True)
-    simt.module.take_counts()
-    with simt.in_place_of_C():
-        forward_and_backward(ops.gelu_mlp, inputs)
-    cost, ideal = access_costs(simt)
-    assert cost["shared"] == ideal["shared"] > 0
-    assert ideal["global"] <= cost["global"] <= 1.05 * ideal["global"]
+    assert_accesses_cost_what_they_must(simt, inputs)
 
 
 @pytest.mark.parametrize("sizes", [(131, 8, 264, 24), (9, 13, 19, 23)], ids=str)

@@ -121,8 +121,8 @@ def test_chunks_without_rows_leave_the_gradient_of_the_weight_alone(simt: Simt) 
         x.targets, x.mask = torch.arange(N) % V, (torch.arange(N) < counted).float()
         simt.module.take_counts()
         x.gradients()
-        counts = [c for c in simt.module.take_counts() if c.space == "global" and "problem.cuh" in c.file]
-        return sum(c.cost for c in counts)  # what the epilogues of products move (cuda/gemm/problem.cuh)
+        counts = [c for c in simt.module.take_counts() if c.space == "global" and "epilogue.cuh" in c.file]
+        return sum(c.cost for c in counts)  # what the epilogues of products move (cuda/gemm/epilogue.cuh)
 
     simt.configure(SCHEDULES[0], count_accesses=True)
     with simt.in_place_of_C():

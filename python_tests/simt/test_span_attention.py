@@ -50,21 +50,18 @@ def make_inputs(case: Case, dtype: torch.dtype) -> tuple[list[Tensor], dict[str,
     return [q, k, v, torch.tensor(prefix_len), *([lengths] if lengths is not None else [])], options
 
 
+def check(simt: Simt, case: Case, dtype: torch.dtype, **kwargs: Any) -> None:
+    inputs, options = make_inputs(case, dtype)
+    with simt.in_place_of_C():
+        check_op(ops.span_attention, reference.span_attention, inputs, return_lse=True, **options, **kwargs)
+
+
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: str(c[0]))
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 def test_matches_reference(simt: Simt, dtype: torch.dtype, case: Case, dropout_p: float) -> None:
-    inputs, options = make_inputs(case, dtype)
     simt.configure(SCHEDULES[0])
-    with simt.in_place_of_C():
-        check_op(
-            ops.span_attention,
-            reference.span_attention,
-            inputs,
-            dropout_p=dropout_p,
-            return_lse=True,
-            **options,
-        )
+    check(simt, case, dtype, dropout_p=dropout_p)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/dispatch.cuh"
+#include "cuda/gemm/epilogue.cuh"
+#include "cuda/gemm/tile.cuh"
 #include "cuda/gemm/warpgroup.cuh"
 
 namespace glm::cuda {
@@ -35,20 +38,14 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads, GemmTraits<T>::kBlock
   using Traits = GemmTraits<T>;
   auto& shared = shared_memory<typename Traits::Shared>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const auto [row_tile, col_tile] = gemm_tile(p, Traits::kRows, Traits::kRows);
-  const int64_t row0 = row_tile * Traits::kRows, col0 = col_tile * Traits::kRows;
-  const int64_t rows = p.limited(p.rows, false), depth = p.limited(p.depth, true);
-  if (row0 >= rows) return;
-  if (p.limits_depth && p.first > 0 && depth == 0) return;  // nothing to add to what was there
-
-  const int slice = static_cast<int>(blockIdx.y);
-  const auto [begin, steps] = gemm_steps(p, depth, Traits::kDepth, slice);
+  const GemmBlock block(p, Traits::kRows, Traits::kRows, Traits::kDepth);
+  if (block.idle) return;
   const auto fetch = [&](int step) {
-    if (step < steps) {
+    if (step < block.steps) {
       unsigned char (&panel)[2][Traits::kPanel] = shared.panel[step % Traits::kStages];
-      const int64_t k = (begin + step) * Traits::kDepth;
-      fetch_panel<T, kA>(panel[0], p.a, row0, rows, k, depth);
-      fetch_panel<T, kB>(panel[1], p.b, col0, p.cols, k, depth);
+      const int64_t k = (block.first_step + step) * Traits::kDepth;
+      fetch_panel<T, kA>(panel[0], p.a, block.row, block.rows, k, block.depth);
+      fetch_panel<T, kB>(panel[1], p.b, block.col, p.cols, k, block.depth);
     }
     copy_async_commit();
   };
@@ -57,7 +54,7 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads, GemmTraits<T>::kBlock
   const int row = warp / Traits::kWarpsAcross * Traits::kWarpRows;
   const int col = warp % Traits::kWarpsAcross * Traits::kWarpCols;
   for (int step = 0; step < Traits::kStages - 1; ++step) fetch(step);
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < block.steps; ++step) {
     copy_async_wait<Traits::kStages - 2>();
     __syncthreads();  // the panels of this step are here, and nobody reads those of the one before
     fetch(step + Traits::kStages - 1);
@@ -68,18 +65,14 @@ __global__ void __launch_bounds__(GemmTraits<T>::kThreads, GemmTraits<T>::kBlock
   __syncthreads();
 
   float sums[4] = {};
-  auto& slab = shared.out.slab[warp];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    write_slab<Traits::kWarpCols>(slab, c[i], lane);
-    finish_rows<Traits::kWarpCols, 2>(epilogue, read_slab(slab), row0 + row + i * 16, col0 + col, rows,
-                                      p.cols, slice, lane, sums);
-    __syncwarp();
-  }
+  for (int i = 0; i < 4; ++i)
+    finish_rows<Traits::kWarpCols>(epilogue, c[i], shared.out.slab[warp], block.row + row + i * 16,
+                                   block.col + col, block.rows, p.cols, block.slice, lane, sums);
   if constexpr (Epilogue::kSums)
     finish_sums<Traits>(sums, shared.out.sums,
-                        epilogue.sums == nullptr ? nullptr : epilogue.sums + row_tile * p.cols, col0, p.cols,
-                        warp, lane);
+                        epilogue.sums == nullptr ? nullptr : epilogue.sums + block.row_tile * p.cols,
+                        block.col, p.cols, warp, lane);
 }
 
 // ---- launches

@@ -10,19 +10,9 @@
 //                                                      c ^ (k % 4 * 2)
 #pragma once
 
-#include "cuda/ptx.cuh"
+#include "cuda/gemm/problem.cuh"
 
 namespace glm::cuda {
-
-// How an operand lies in memory: its rows' elements together, or its depths'; `any`: with any strides, or not
-// aligned to 16 bytes, and then element by element into a panel by depth.
-enum class Layout { by_depth, by_row, any };
-
-struct GemmOperand {
-  const void* data;
-  int64_t row_stride, depth_stride;
-  bool padded = false;  // chunks that begin inside of a line may be read whole, and are zero past the depth
-};
 
 template <class T>
 struct GemmTraits {

@@ -3,6 +3,8 @@
 // 128 x 128 would. The products of a step run while the next one waits for its panels.
 #pragma once
 
+#include "cuda/dispatch.cuh"
+#include "cuda/gemm/epilogue.cuh"
 #include "cuda/gemm/problem.cuh"
 #include "cuda/panel.cuh"
 #include "cuda/wgmma.cuh"
@@ -74,20 +76,14 @@ __global__ void __launch_bounds__(WarpgroupGemmTraits::kThreads, 1)
   using Traits = WarpgroupGemmTraits;
   auto& shared = shared_memory<Traits::Shared<T, kA, kB>>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const auto [row_tile, col_tile] = gemm_tile(p, Traits::kRows, Traits::kCols);
-  const int64_t row0 = row_tile * Traits::kRows, col0 = col_tile * Traits::kCols;
-  const int64_t rows = p.limited(p.rows, false), depth = p.limited(p.depth, true);
-  if (row0 >= rows) return;
-  if (p.limits_depth && p.first > 0 && depth == 0) return;  // nothing to add to what was there
-
-  const int slice = static_cast<int>(blockIdx.y);
-  const auto [begin, steps] = gemm_steps(p, depth, Traits::kDepth, slice);
+  const GemmBlock block(p, Traits::kRows, Traits::kCols, Traits::kDepth);
+  if (block.idle) return;
   const auto fetch = [&](int step) {
-    if (step < steps) {
+    if (step < block.steps) {
       auto& stage = shared.stage[step % Traits::kStages];
-      const int64_t k = (begin + step) * Traits::kDepth;
-      fetch_operand<T, kA>(stage.a, p.a, row0, rows, k, depth);
-      fetch_operand<T, kB>(stage.b, p.b, col0, p.cols, k, depth);
+      const int64_t k = (block.first_step + step) * Traits::kDepth;
+      fetch_operand<T, kA>(stage.a, p.a, block.row, block.rows, k, block.depth);
+      fetch_operand<T, kB>(stage.b, p.b, block.col, p.cols, k, block.depth);
     }
     copy_async_commit();
   };
@@ -96,7 +92,7 @@ __global__ void __launch_bounds__(WarpgroupGemmTraits::kThreads, 1)
   float c[2][Traits::kCols / 8][4] = {};
   const int group_row = warp / 4 * 128;
   for (int step = 0; step < kAhead; ++step) fetch(step);
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < block.steps; ++step) {
     copy_async_wait<kAhead - 1>();
     wgmma_publish();
     __syncthreads();  // the panels of this step are here, and the products of two steps ago are done
@@ -117,24 +113,21 @@ __global__ void __launch_bounds__(WarpgroupGemmTraits::kThreads, 1)
   __syncthreads();
 
   float sums[4] = {};
-  auto& slab = shared.out.slab[warp];
 #pragma unroll
-  for (int m = 0; m < 2; ++m) {
-    write_slab<Traits::kCols>(slab, c[m], lane);
-    finish_rows<Traits::kCols, 2>(epilogue, read_slab(slab), row0 + group_row + m * 64 + warp % 4 * 16, col0,
-                                  rows, p.cols, slice, lane, sums);
-    __syncwarp();
-  }
+  for (int m = 0; m < 2; ++m)
+    finish_rows<Traits::kCols>(epilogue, c[m], shared.out.slab[warp],
+                               block.row + group_row + m * 64 + warp % 4 * 16, block.col, block.rows, p.cols,
+                               block.slice, lane, sums);
   if constexpr (Epilogue::kSums) {  // by 128 rows: a warpgroup's four warps in order
     store_shared(reinterpret_cast<Pack<float, 4>*>(&shared.out.sums[warp][lane * 4]),
                  Pack<float, 4>{{sums[0], sums[1], sums[2], sums[3]}});
     __syncthreads();
     const int col = static_cast<int>(threadIdx.x) % Traits::kCols, first = warp / 4 * 4;
-    if (epilogue.sums == nullptr || row0 + group_row >= rows || col0 + col >= p.cols) return;
+    if (epilogue.sums == nullptr || block.row + group_row >= block.rows || block.col + col >= p.cols) return;
     float sum = 0.0f;
 #pragma unroll
     for (int w = 0; w < 4; ++w) sum += load_shared(&shared.out.sums[first + w][col]);
-    store_global(epilogue.sums + (row_tile * 2 + warp / 4) * p.cols + col0 + col, sum);
+    store_global(epilogue.sums + (block.row_tile * 2 + warp / 4) * p.cols + block.col + col, sum);
   }
 }
 
