@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,6 +53,8 @@ class GLMTokenizer:
         # text only.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._byte_of = vocabularies.byte_tokens(tokenizer)
+        self._token_of = {byte: token for token, byte in self._byte_of.items()}
         self.ids = SpecialIds(**ids)
 
     @classmethod
@@ -140,9 +143,26 @@ class GLMTokenizer:
         ]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of token ids; special tokens are left out, or spelled if skip_special=False."""
-        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        """The text of token ids; special tokens are left out, or spelled if skip_special=False.
+
+        Bytes that are no character, as where a text was cut within one, become U+FFFD.
+        """
+        tokens = [int(i) for i in ids]
+        if self._byte_of:
+            tokens = self._with_whole_characters(tokens)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=skip_special)
         return text
+
+    def _with_whole_characters(self, tokens: list[int]) -> list[int]:
+        """Of runs of bytes, for which the library gives up a whole run that has one bad byte in it."""
+        whole: list[int] = []
+        for are_bytes, run in groupby(tokens, key=self._byte_of.__contains__):
+            if are_bytes:
+                text = bytes(self._byte_of[token] for token in run).decode(errors="replace")
+                whole += [self._token_of[byte] for byte in text.encode()]
+            else:
+                whole += run
+        return whole
 
     def pieces(self) -> list[bytes]:
         """The bytes of every token id; none for special tokens.

@@ -85,7 +85,8 @@ def _train_unigram(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     _check_size(vocab_size, 257, "256 bytes, and a piece")
     lib = library()
     unk = SPECIAL_TOKENS["unk"]
-    trained = _meta_space(lib.models.Unigram(), dummy_prefix=False, split=True, literal=[])
+    special = list(SPECIAL_TOKENS.values())
+    trained = _meta_space(lib.models.Unigram(), dummy_prefix=False, split=True, literal=special)
     trainer = lib.trainers.UnigramTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS) - 256 + 1,
         unk_token=unk,
@@ -97,8 +98,8 @@ def _train_unigram(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     rarest = min((score for _, score in pieces), default=0.0)
     vocabulary = [(unk, 0.0), *((byte, rarest - 1) for byte in _BYTE_PIECES), *map(tuple, pieces)]
     model = lib.models.Unigram(vocabulary, 0, True)
-    tokenizer = _meta_space(model, dummy_prefix=False, split=True, literal=[unk, *_BYTE_PIECES])
-    tokenizer.add_special_tokens(_added_tokens([unk, *SPECIAL_TOKENS.values()]))
+    tokenizer = _meta_space(model, dummy_prefix=False, split=True, literal=[*special, *_BYTE_PIECES])
+    tokenizer.add_special_tokens(_added_tokens([unk, *special]))
     return tokenizer
 
 
@@ -189,9 +190,9 @@ def _read_sentencepiece(path: Path) -> Tokenizer:
     if unknown is None:
         raise ValueError(f"{path}: not a sentencepiece model: it has no unknown piece")
     fallback = any(piece.type == kinds.BYTE for piece in model.pieces)
-    literal = [
-        piece.piece for piece in model.pieces if piece.type in (kinds.UNKNOWN, kinds.CONTROL, kinds.BYTE)
-    ]
+    no_text = (kinds.UNKNOWN, kinds.CONTROL, kinds.BYTE)
+    special = set(SPECIAL_TOKENS.values())  # also where the model has it as a word of its user's
+    literal = [piece.piece for piece in model.pieces if piece.type in no_text or piece.piece in special]
     if model.trainer_spec.model_type == proto.TrainerSpec.UNIGRAM:
         library_model = lib.models.Unigram(pieces, unknown, fallback)
     elif model.trainer_spec.model_type == proto.TrainerSpec.BPE:
@@ -286,6 +287,14 @@ def pieces(tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
             yield token, bytes.fromhex(byte[1])
         else:
             yield token, spelling.replace(_SPACE, " ").encode()
+
+
+def byte_tokens(tokenizer: Tokenizer) -> dict[int, int]:
+    """The bytes of the tokens that stand for one where no piece does (sentencepiece's fallback), by id."""
+    vocabulary = tokenizer.get_vocab()
+    if not all(piece in vocabulary for piece in _BYTE_PIECES):
+        return {}
+    return {vocabulary[piece]: byte for byte, piece in enumerate(_BYTE_PIECES)}
 
 
 def _byte_level(model: Any) -> Tokenizer:

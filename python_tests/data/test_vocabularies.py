@@ -47,6 +47,21 @@ def test_byte_pieces_are_plain_text() -> None:
     assert UNIGRAM.decode(UNIGRAM.encode("a <0x41> b")) == "a <0x41> b"
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_a_text_full_of_special_tokens_teaches_none_of_them(kind: Any) -> None:
+    names = list(SPECIAL_TOKENS.values())
+    texts = [*names * 300, *(f"{name}\n{name} the cat" for name in names * 100)]
+    tokenizer = GLMTokenizer.train(texts, 400, kind)
+    for name in names:
+        assert not set(tokenizer.encode(name)) & (set(tokenizer.ids) - {tokenizer.ids.unk})
+
+
+def test_a_broken_character_leaves_those_beside_it_whole() -> None:
+    ids = UNIGRAM.encode("ΩΨ🙂")
+    assert UNIGRAM.decode(ids[:-1]) == "ΩΨ\N{REPLACEMENT CHARACTER}"
+    assert UNIGRAM.decode([ids[0], *ids]) == "\N{REPLACEMENT CHARACTER}ΩΨ🙂"
+
+
 @pytest.mark.parametrize("tokenizer", [WORDPIECE, UNIGRAM], ids=["wordpiece", "unigram"])
 def test_pieces_spell_the_text(tokenizer: GLMTokenizer, tmp_path: Path) -> None:
     text = "the cat ran; a dog sat!"
@@ -231,6 +246,22 @@ def test_sentencepiece_gets_the_ids_of_the_public_models(sentencepiece_model: An
         ids = tokenizer.encode(f"the {name} cat")
         assert not set(ids) & {*tokenizer.ids, 0, 1, 2}
         assert tokenizer.decode(ids) == f"the {name} cat"
+
+
+def test_a_special_token_of_sentencepiece_is_plain_text_too(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*TEXT, *["the [MASK] sat", "a [CLS] ran"] * 40]),
+        model_prefix=str(tmp_path / "tiny"),
+        vocab_size=60,
+        user_defined_symbols=["[MASK]", "[CLS]"],
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = GLMTokenizer.adopt(tmp_path / "tiny.model")
+    for text in ("the [MASK] sat", "[CLS]", "[MASK][CLS]"):
+        assert not set(tokenizer.encode(text)) & {tokenizer.ids.mask, tokenizer.ids.cls}
+    assert tokenizer.encode("[MASK]", allow_special=True) == [tokenizer.ids.mask]
 
 
 def test_a_sentencepiece_model_comes_before_a_tokenizer_json(

@@ -2,6 +2,7 @@
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,6 +148,14 @@ def any_tokenizer(request, tmp_path_factory):
         minloglevel=2,
     )
     return GLMTokenizer.adopt(prefix.with_suffix(".model"))
+
+
+def test_pieces_joined_are_the_text_whatever_is_written(any_tokenizer):
+    """Also where bytes follow each other that are no characters."""
+    words = sorted({*range(any_tokenizer.vocab_size)} - {*any_tokenizer.ids})
+    for seed in range(30):
+        tokens = np.random.default_rng(seed).choice(words, 24).tolist()
+        assert "".join(_pieces(any_tokenizer, [], iter(tokens))) == any_tokenizer.decode(tokens)
 
 
 @pytest.mark.parametrize("prompt", ["the cat", "the cat ", "the cat\n", ""])
