@@ -17,9 +17,9 @@
 
 #include "core/dispatch.h"
 #include "cpu/declarations.h"
-#include "cpu/microkernel.h"
 #include "cpu/pack.h"
 #include "cpu/parallel.h"
+#include "cpu/product_in_place.h"
 #include "cpu/simd.h"
 #include "cpu/workspace.h"
 
@@ -29,34 +29,6 @@ namespace {
 using Plan = LinearCrossEntropyPlan;
 
 static_assert(Plan::kUnit % kTileRows == 0 && Plan::kUnit % kTileCols<float> == 0);
-
-// c[kRows][cols] = or += a b, `cols` (at most a tile's) of them. b's tile is whole.
-template <class P, int kRows, class C = SumOf<P>>
-[[gnu::noinline]] void multiply(int64_t steps, const P* a, int64_t a_stride, int64_t a_step_stride,
-                                const P* b, int64_t b_stride, C* c, int64_t c_stride, int64_t cols,
-                                bool add) {
-  Tile<C, kRows, kTileVectors> tile;
-  const auto for_vectors = [&](const auto& body) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kTileVectors; ++v) {
-        const int64_t count = std::min<int64_t>(kLanes<C>, cols - v * kLanes<C>);
-        if (count > 0) body(tile.at[r][v], c + r * c_stride + v * kLanes<C>, static_cast<int>(count));
-      }
-    }
-  };
-  tile.clear();
-  if (add) for_vectors([](Vec<C>& sum, const C* p, int count) { sum = load_as_some(p, count); });
-  tile.accumulate(steps, a, a_stride, a_step_stride, b, b_stride);
-  for_vectors([](const Vec<C>& sum, C* p, int count) { store_as_some(p, sum, count); });
-}
-
-// Calls body(r, multiply) for groups of [0, rows): whole tiles, then single rows.
-template <class P, class Body>
-GLM_INLINE void for_row_groups(int64_t rows, const Body& body) {
-  int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) body(r, multiply<P, kTileRows>);
-  for (; r < rows; ++r) body(r, multiply<P, 1>);
-}
 
 // `count` elements of storage type T from `begin` on, as S: the same, or widened.
 template <class T, class S>
