@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .cases import OURS, rate
-from .experiments import curves_table, few_shot_table
+from .experiments import curves_table, few_shot_table, loader_table
 from .result_file import ROOT, Report, read, small_print
 
 PAGES = [ROOT / page for page in ("README.md", "docs/performance.md", "docs/results.md")]
@@ -137,6 +137,7 @@ TABLES = {
     "cases": table,
     "runs": curves_table,
     "few_shot": few_shot_table,
+    "loader": loader_table,
     "kernels": kernels_table,
     "routes": routes_table,
     "device": device_table,

@@ -153,6 +153,11 @@ def token_dtype(vocab_size: int) -> str:
 class _Mapped(np.memmap):
     """A memory map that travels to another process by the name of its file; a part of it as a copy."""
 
+    def __getitem__(self, place: Any) -> Any:
+        return self.view(np.ndarray)[
+            place
+        ]  # to make a part a memory map takes longer than to copy its tokens
+
     def __reduce__(self) -> Any:
         if self.filename is not None and self.nbytes == Path(self.filename).stat().st_size:
             return _Mapped, (self.filename, self.dtype, "r")

@@ -59,6 +59,21 @@ def test_a_row_states_time_share_of_peak_or_bandwidth_and_the_ratio_to_each_peer
     assert "Abacus, beads, 1 thread of 2 cores" in lines[5] and "commit abc" in lines[5]
 
 
+def test_the_loader_has_a_row_an_objective_and_form_and_a_column_a_length(measured):
+    cells = [
+        {"objective": "token", "packed": packed, "length": length, "speed": speed}
+        for packed, length, speed in [
+            (False, 256, 2_000_000),
+            (False, 128, 1_004_000),
+            (True, 128, 9e5),
+            (True, 256, 1e6),
+        ]
+    ]
+    lines = experiments.loader_table({"conditions": measured["conditions"], "loader": cells}).splitlines()
+    assert lines[0] == "| objective | batches | 128 tokens | 256 tokens |"
+    assert lines[2:4] == ["| token | padded | 1.00 | 2.00 |", "| token | packed | 0.90 | 1.00 |"]
+
+
 def test_only_what_stands_between_the_comments_is_rewritten(measured, monkeypatch):
     monkeypatch.setattr(report, "read", lambda name: {"some-file": measured}[name])
     page = "before\n<!-- table some-file -->\nold\n<!-- end -->\nafter\n"
