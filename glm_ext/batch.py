@@ -22,7 +22,8 @@ class Batch:
         tokens     [B, S]    int64    inputs: Part A, then `<|startofpiece|> span` for every blank
         positions  [B, 2, S] int64    row 0: place in Part A; row 1: place in the span, 0 in Part A
         targets    [B, S]    int64    aligned with the inputs: tokens[b, i] predicts targets[b, i], no shift
-        loss_mask  [B, S]    float32  weight of each target; 0 on Part A and on padding
+        loss_mask  [B, S]    float32  weight of each target; 0 on Part A and on padding (any floating dtype
+                                      will do: FSDP casts what it hands to a model)
         prefix_len [B]       int64    length of Part A
         seq_len    [B]       int64    length of Part A and Part B together; None if nothing is padded
 
@@ -48,6 +49,7 @@ class Batch:
     seq_len: Tensor | None = None
 
     def __post_init__(self) -> None:
+        self._check_tensors()
         if self.tokens.dim() != 2:
             raise ValueError(f"tokens: expected [B, S], got {list(self.tokens.shape)}")
         b, s = self.tokens.shape
@@ -59,13 +61,19 @@ class Batch:
         if self.seq_len is not None:
             self._check("seq_len", self.seq_len, (b,), torch.int64)
 
+    def _check_tensors(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor) and not (value is None and field.name == "seq_len"):
+                raise TypeError(f"{field.name}: expected a tensor, got {type(value).__name__}")
+
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         device = self.tokens.device
         if tensor.device != device:
             raise ValueError(
                 f"{name}: expected device {device} like tokens, got {tensor.device}; use Batch.to(device)"
             )
-        if tensor.dtype != dtype:
+        if tensor.dtype != dtype and not (dtype == torch.float32 and tensor.is_floating_point()):
             raise TypeError(f"{name}: expected {dtype}, got {tensor.dtype}; convert it with .to({dtype})")
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name}: expected {list(shape)} to go with tokens, got {list(tensor.shape)}")
@@ -140,6 +148,7 @@ class PackedBatch(Batch):
         return self.cu_seqlens.diff()
 
     def __post_init__(self) -> None:
+        self._check_tensors()
         if self.tokens.dim() != 1:
             raise ValueError(f"tokens: expected [N], got {list(self.tokens.shape)}")
         if self.seq_len is not None:

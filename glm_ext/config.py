@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GLMConfig:
-    """Sizes and rates of a GLM. A field out of range is a ValueError.
+    """Sizes and rates of a GLM. A field out of range is a ValueError, a size that is no int a TypeError.
 
     >>> config = GLMConfig(vocab_size=1000, num_layers=2, hidden_size=64, num_heads=4, max_positions=128)
     >>> config.ffn_hidden_size
@@ -29,7 +29,11 @@ class GLMConfig:
     approximate: str = "tanh"  # of GELU; "none" is the exact erf
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "hidden_size", "num_heads", "max_positions"):
+        sizes = ("vocab_size", "num_layers", "hidden_size", "num_heads", "max_positions")
+        for name in (*sizes, "ffn_hidden_size"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name}: expected an int, got {getattr(self, name)!r}")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.hidden_size % self.num_heads != 0:

@@ -109,6 +109,8 @@ class GLM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, GLMConfig):
+            raise TypeError(f"config: expected a GLMConfig, got {type(config).__name__}")
         self.config = config
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, device=device, dtype=dtype)
         self.transformer = Transformer(config, backend=backend, device=device, dtype=dtype)

@@ -40,6 +40,7 @@ def fields(b: int = 2, s: int = 5, **changed: Any) -> dict[str, Any]:
             "expected torch.float32, got torch.bool",
         ),
         ("prefix_len", torch.ones(3, dtype=torch.int64), ValueError, r"expected \[2\].*got \[3\]"),
+        ("prefix_len", 3, TypeError, "expected a tensor, got int"),
         ("seq_len", torch.ones(2), TypeError, "expected torch.int64, got torch.float32"),
         ("targets", torch.zeros(2, 5, dtype=torch.int64, device="meta"), ValueError, "expected device cpu"),
     ],
@@ -47,6 +48,11 @@ def fields(b: int = 2, s: int = 5, **changed: Any) -> dict[str, Any]:
 def test_a_wrong_field_is_named_with_what_was_expected(name: str, value: Any, error: Any, said: str) -> None:
     with pytest.raises(error, match=f"{name}: {said}"):
         Batch(**fields(**{name: value}))
+
+
+def test_a_mask_may_have_been_cast() -> None:
+    """As FSDP does with what it hands to a model."""
+    assert Batch(**fields(loss_mask=torch.ones(2, 5, dtype=torch.bfloat16))).num_targets == 10
 
 
 def test_counts_leave_out_padding_and_weightless_targets() -> None:

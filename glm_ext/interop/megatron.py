@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +22,24 @@ _WORD_TABLE = re.compile(r"((?:module\.|model\.|glm\.)*)word_embeddings\.weight"
 _HEADS = ("prompt_spell.", "pool_layer.", "multichoice_head.", "dense.", "out_proj.")
 
 
+# What the state of numpy's random generator is pickled as, by numpy 1 and 2: arrays, no code.
+_RECONSTRUCT = np.arange(1).__reduce__()[0]
+_NUMPY_STATE: list[Any] = [
+    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *(np.ndarray, np.dtype, type(np.dtype(np.uint32))),
+]
+
+
 def load_megatron(state_dict_or_path: Mapping[str, Any] | str | Path, num_heads: int | None = None) -> GLM:
     """The GLM that a public checkpoint holds, in the checkpoint's dtype, on the CPU.
 
     Takes a state dict, plain or under "module"; a .pt, .bin or .safetensors file; or a folder with
     mp_rank_00_model_states.pt. Prefixes "module.", "model." and "glm." are dropped, sizes are read off the
     shapes. num_heads is in no shape: None means head dim 64, as in all published models. Task heads are left
-    out with a warning.
+    out with a warning; states of random generators and the like, which training leaves there, are skipped.
 
-    Errors: FileNotFoundError, or ValueError where names or shapes are not those of one whole GLM.
+    Errors: FileNotFoundError, or ValueError where names or shapes are not those of one whole GLM, or where
+    the file cannot be read without running code that it brings.
 
     >>> config = GLMConfig(vocab_size=50, num_layers=2, hidden_size=32, num_heads=4, max_positions=16)
     >>> load_megatron({"module": GLM(config).state_dict()}, num_heads=4).config == config
@@ -37,6 +47,9 @@ def load_megatron(state_dict_or_path: Mapping[str, Any] | str | Path, num_heads:
     """
     if isinstance(state_dict_or_path, (str, Path)):
         state = _read(Path(state_dict_or_path))
+    elif not isinstance(state_dict_or_path, Mapping):
+        got = type(state_dict_or_path).__name__
+        raise TypeError(f"state_dict_or_path: expected a state dict or the path of a checkpoint, got {got}")
     else:
         state = dict(state_dict_or_path)
     state = _strip(dict(state["module"]) if isinstance(state.get("module"), Mapping) else state)
@@ -61,7 +74,14 @@ def _read(path: Path) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return dict(load_file(path))
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        with torch.serialization.safe_globals(_NUMPY_STATE):
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # each of torch's readers has errors of its own
+        raise ValueError(
+            f"{path}: not a checkpoint that can be read safely: {error}; if you trust it, pass what "
+            "torch.load(..., weights_only=False) gives"
+        ) from error
 
 
 def _strip(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -72,7 +92,7 @@ def _strip(state: dict[str, Any]) -> dict[str, Tensor]:
             f"expected one word_embeddings.weight, got {len(tables)} among {len(state)} names: is this a GLM?"
         )
     prefix = tables[0][1]
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    state = {name.removeprefix(prefix): value for name, value in state.items() if isinstance(value, Tensor)}
     heads = [name for name in state if name.startswith(_HEADS)]
     if heads:
         warnings.warn(f"task heads are not loaded: {', '.join(heads)}", stacklevel=3)
@@ -87,6 +107,8 @@ def _config(state: dict[str, Tensor], num_heads: int | None) -> GLMConfig:
         if width % 64 != 0:
             raise ValueError(f"num_heads: expected a number, as the width {width} is no multiple of 64")
         num_heads = width // 64
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+        raise TypeError(f"num_heads: expected an int or None, got {num_heads!r}")
     if num_heads < 1 or width % num_heads != 0:
         raise ValueError(f"num_heads: expected a divisor of the width {width}, got {num_heads}")
     layers = {int(match[1]) for name in state if (match := re.match(r"transformer\.layers\.(\d+)\.", name))}

@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_a_folder_of_one_part(state, tmp_path):
         load_megatron(tmp_path, num_heads=4)
 
 
+def test_states_of_random_generators_are_skipped(state, tmp_path):
+    rng = {"np_rng_state": np.random.get_state(), "random_rng_state": random.getstate()}  # noqa: NPY002
+    torch.save({"module": state, **rng, "torch_rng_state": torch.get_rng_state()}, tmp_path / "model.pt")
+    assert_holds(load_megatron(tmp_path / "model.pt", num_heads=4), state)
+
+
+def test_a_broken_file_and_one_with_code_are_refused(state, tmp_path):
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    torch.save({"module": state, "args": Path}, tmp_path / "code.pt")
+    for name in ("broken.pt", "code.pt"):
+        with pytest.raises(ValueError, match=rf"{name}: not a checkpoint that can be read safely"):
+            load_megatron(tmp_path / name)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mp_rank_00_model_states\.pt: no such checkpoint"):
         load_megatron(tmp_path)
@@ -95,6 +110,10 @@ def test_head_counts():
         load_megatron(state, num_heads=3)
     with pytest.raises(ValueError, match="num_heads: expected a divisor of the width 128, got 0"):
         load_megatron(state, num_heads=0)
+    with pytest.raises(TypeError, match=r"num_heads: expected an int or None, got 2\.0"):
+        load_megatron(state, num_heads=2.0)
+    with pytest.raises(TypeError, match="expected a state dict or the path of a checkpoint, got NoneType"):
+        load_megatron(None)
 
 
 def test_a_width_that_does_not_tell_the_heads(state):
