@@ -18,6 +18,7 @@ from .branches import Branches
 from .cache import KVCache
 from .ops import auto, reference
 from .ops._library import autocast_dtype
+from .ops.gelu_mlp import check_choices
 from .ops.reference import Lengths
 
 # Measured on Zen 4, width 768, float32, forward: 0.9 to 0.98 times as fast as torch's product with 256 rows,
@@ -57,7 +58,8 @@ class Layer(nn.Module):
 
     @property
     def ops(self) -> ModuleType:
-        return ops_for(self.backend, next(self.parameters()).device.type)
+        first = next(self.parameters(), None)  # none in a layer whose parts are quantized
+        return ops_for(self.backend, "cpu" if first is None else first.device.type)
 
     @property
     def dropout_p(self) -> float:
@@ -68,11 +70,9 @@ class Layer(nn.Module):
 
         In float32, with fewer rows than FUSED_LINEAR_ROWS, packing costs more than the product gains. In 16
         bits torch has a product as fast only for bfloat16, and on processors that multiply it. A GPU has
-        torch's library for all of them. What has taken the place of an nn.Linear (an adapter, a quantized
-        layer) is called as it is, and so is one that has hooks.
+        torch's library for all of them. What is not `plain` is called as it is.
         """
-        plain = type(layer) is nn.Linear and not _has_hooks(layer)
-        if plain and x.device.type == "cpu" and self._packs(x):
+        if plain(layer, nn.Linear) and x.device.type == "cpu" and self._packs(x):
             out: Tensor = self.ops.linear(x, layer.weight, layer.bias)
         else:
             out = layer(x)
@@ -81,12 +81,16 @@ class Layer(nn.Module):
     @staticmethod
     def _packs(x: Tensor) -> bool:
         dtype = x.dtype if x.dtype == torch.float64 else autocast_dtype("cpu") or x.dtype
-        wide = x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
+        # A graph is one for all sizes: it does not ask.
+        wide = torch.compiler.is_compiling() or x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
         return dtype in (torch.bfloat16, torch.float16) or (wide and dtype in (torch.float32, torch.float64))
 
     def add_norm(self, x: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """The seam of two sublayers: (norm(r), r), r = residual + dropout(x), or residual where x is None."""
         if x is None:
+            return norm(residual), residual
+        if not plain(norm, nn.LayerNorm):
+            residual = residual + F.dropout(x, self.dropout, self.training)
             return norm(residual), residual
         seam: tuple[Tensor, Tensor] = self.ops.dropout_add_layer_norm(
             x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=self.dropout_p
@@ -97,8 +101,12 @@ class Layer(nn.Module):
         return f"dropout={self.dropout}, backend={self.backend!r}"
 
 
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(
+def plain(layer: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether its parameters are all there is to a part: then a kernel may read them instead of calling it.
+
+    Not so for what has taken its place (an adapter, a quantized or pruned layer), nor for one with hooks.
+    """
+    return type(layer) is cls and not (
         layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
     )
 
@@ -144,7 +152,14 @@ class SpanAttention(Layer):
         cache: KVCache | Branches | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:
+        if x.dim() != 3:
+            raise ValueError(f"x: expected [B, S, E], got {list(x.shape)}")
         if cu_seqlens is not None:
+            if len(x) != 1 or not (seq_len is None and start is None and cache is None):
+                raise ValueError(
+                    "cu_seqlens: expected x [1, N, E], and no seq_len, start or cache beside it, "
+                    f"got x {list(x.shape)}"
+                )
             return self._packed(x, prefix_len, cu_seqlens)
         packed = self.linear(x, self.query_key_value).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
         dropout_p = self.dropout_p
@@ -201,15 +216,13 @@ class Embedding2D(Layer):
         )
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        out: Tensor = self.ops.embedding_2d(
-            tokens,
-            positions[:, 0],
-            positions[:, 1],
-            self.word_embeddings.weight,
-            self.position_embeddings.weight,
-            self.block_position_embeddings.weight,
-            dropout_p=self.dropout_p,
-        )
+        ids = tokens, positions[:, 0], positions[:, 1]
+        tables = self.word_embeddings, self.position_embeddings, self.block_position_embeddings
+        if not all(plain(table, nn.Embedding) for table in tables):
+            word, position, block = (table(index) for table, index in zip(tables, ids, strict=True))
+            return F.dropout(word + position + block, self.dropout, self.training)
+        weights = (table.weight for table in tables)
+        out: Tensor = self.ops.embedding_2d(*ids, *weights, dropout_p=self.dropout_p)
         return out
 
 
@@ -236,17 +249,22 @@ class GeluMLP(Layer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dropout=0.0, backend=backend)
+        check_choices(approximate, recompute)
         self.approximate, self.recompute = approximate, recompute
         self.dense_h_to_4h = nn.Linear(in_features, hidden_features, device=device, dtype=dtype)
         self.dense_4h_to_h = nn.Linear(hidden_features, in_features, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        first, second = self.dense_h_to_4h, self.dense_4h_to_h
+        if not (plain(first, nn.Linear) and plain(second, nn.Linear)):
+            hidden = F.gelu(self.linear(x, first), approximate=self.approximate)
+            return self.linear(hidden, second)
         out: Tensor = self.ops.gelu_mlp(
             x,
-            self.dense_h_to_4h.weight,
-            self.dense_h_to_4h.bias,
-            self.dense_4h_to_h.weight,
-            self.dense_4h_to_h.bias,
+            first.weight,
+            first.bias,
+            second.weight,
+            second.bias,
             approximate=self.approximate,
             recompute=self.recompute,
         )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import prune
 
 from glm_ext import Embedding2D, GeluMLP, GLMBlock, KVCache, SpanAttention, ops
 from glm_ext.nn import FUSED_LINEAR_ROWS, ops_for
@@ -83,6 +84,65 @@ def test_what_replaces_a_projection_is_called():
     adapted = copy.deepcopy(attention)
     adapted.dense.__class__ = Adapter
     torch.testing.assert_close(adapted(x, 100), attention(x, 100) + 1)
+
+
+class PlusOne(nn.Module):
+    """An adapter as libraries make them: it holds the layer and shows its parameters."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, *arguments):
+        return self.base(*arguments) + 1
+
+
+@pytest.mark.parametrize("part", ["dense_h_to_4h", "dense_4h_to_h"])
+def test_what_replaces_a_part_of_the_mlp_is_called(part):
+    mlp, x = GeluMLP(12, 20), torch.randn(2, 5, 12)
+    adapted = copy.deepcopy(mlp)
+    setattr(adapted, part, PlusOne(getattr(adapted, part)))
+    moved = copy.deepcopy(mlp)
+    with torch.no_grad():
+        getattr(moved, part).bias += 1
+    torch.testing.assert_close(adapted(x), moved(x))
+
+
+def test_what_replaces_a_table_is_called():
+    embedding, (tokens, positions) = layers()["Embedding2D"]
+    adapted = copy.deepcopy(embedding)
+    adapted.position_embeddings = PlusOne(adapted.position_embeddings)
+    torch.testing.assert_close(adapted(tokens, positions), embedding(tokens, positions) + 1)
+
+
+def test_hooks_of_every_part_of_a_block_run():
+    block, seen = GLMBlock(12, 3, 20), set()
+    parts = {name for name, part in block.named_modules() if isinstance(part, nn.Linear | nn.LayerNorm)}
+    for name in parts:
+        block.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.add(name))
+    plain, x = GLMBlock(12, 3, 20), torch.randn(2, 5, 12)
+    plain.load_state_dict(block.state_dict())
+    torch.testing.assert_close(block(x, 2), plain(x, 2))
+    assert seen == parts
+
+
+def test_a_pruned_part_follows_its_weights():
+    mlp, x = GeluMLP(12, 20), torch.randn(2, 12)
+    prune.l1_unstructured(mlp.dense_h_to_4h, "weight", 0.5)
+    with torch.no_grad():
+        mlp.dense_h_to_4h.weight_orig.zero_()
+    torch.testing.assert_close(mlp(x), mlp(torch.zeros_like(x)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["SpanAttention", "GeluMLP", "GLMBlock"])
+def test_quantized_layers_run(name):
+    layer, arguments = layers("auto")[name]
+    quantized = torch.ao.quantization.quantize_dynamic(layer.eval(), {nn.Linear})
+    torch.testing.assert_close(quantized(*arguments), layer(*arguments), atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("rows", [4, FUSED_LINEAR_ROWS])
@@ -242,6 +302,14 @@ def test_bad_arguments():
         Embedding2D(7, 4, 12, dropout=1.5)
     with pytest.raises(ValueError, match='backend: expected "auto", "fused" or "eager", got \'fast\''):
         GeluMLP(12, 20, backend="fast")
+    with pytest.raises(ValueError, match='approximate: expected "tanh" or "none", got \'erf\''):
+        GeluMLP(12, 20, approximate="erf")
+    attention = SpanAttention(12, 3)
+    with pytest.raises(ValueError, match=r"x: expected \[B, S, E\], got \[5, 12\]"):
+        attention(torch.randn(5, 12), 2)
+    for x, seq_len in ((torch.randn(2, 5, 12), None), (torch.randn(1, 5, 12), 3)):
+        with pytest.raises(ValueError, match=r"cu_seqlens: expected x \[1, N, E\], and no seq_len"):
+            attention(x, 1, seq_len, cu_seqlens=torch.tensor([0, 5]))
     assert ops_for("eager") is reference
 
 

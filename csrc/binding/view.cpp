@@ -73,5 +73,8 @@ bool pybind11::detail::type_caster<glm::View>::load(handle source, bool) {
   read_integers(shape, value.rank, value.shape);
   read_integers(stride, value.rank, value.stride);
   value.data = PyLong_AsVoidPtr(checked(PyObject_CallMethodNoArgs(source.ptr(), names().data_ptr)).ptr());
+  if (value.data == nullptr && value.numel() > 0)
+    throw py::value_error(
+        "expected tensors whose numbers are in memory, got one whose storage was freed or never was");
   return true;
 }

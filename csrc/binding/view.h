@@ -11,7 +11,7 @@
 namespace glm {
 
 struct View {
-  static constexpr int kMaxRank = 4;
+  static constexpr int kMaxRank = 16;
 
   void* data = nullptr;  // null for None
   DType dtype = DType::f32;

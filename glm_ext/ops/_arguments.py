@@ -5,12 +5,15 @@ Every message says what was expected and what came.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, np.number)
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -19,6 +22,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {dtype_name(tensor)}")
+    _check_strided(name, tensor)
 
 
 def check_like(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> None:
@@ -29,6 +33,7 @@ def check_like(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> N
         raise ValueError(f"{name}: expected device {anchor.device} as {anchor_name}, got {tensor.device}")
     if tensor.dtype != anchor.dtype:
         raise TypeError(f"{name}: expected {dtype_name(anchor)} as {anchor_name}, got {dtype_name(tensor)}")
+    _check_strided(name, tensor)
 
 
 def check_integer(name: str, tensor: Tensor, device: torch.device) -> None:
@@ -65,8 +70,26 @@ def check_lengths(name: str, value: int | Tensor, batch: int, most: int, device:
 
 
 def check_probability(name: str, value: float) -> None:
+    _check_number(name, value, "a probability in [0, 1]")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
+
+
+def check_finite(name: str, value: float, *, at_least: float = -math.inf) -> None:
+    expected = "a finite number" if at_least == -math.inf else f"a finite number, {at_least} or more"
+    _check_number(name, value, expected)
+    if not (at_least <= value and -math.inf < value < math.inf):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def _check_number(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, _NUMBERS):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _check_strided(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -28,22 +28,32 @@ def register(
     kernel: Callable[..., Any],
     fake: Callable[..., Any],
     *,
+    check: Callable[..., None] | None = None,
     autocast: Callable[..., Any] | None = None,
 ) -> None:
     """Define `schema` with its kernel, which serves a CPU and a GPU (see `target`), and its fake.
 
+    `check(*args)` raises for arguments that do not fit together, where the op is called without its function.
     `autocast(device_type, *args)` returns the arguments as the op wants them under autocast (see
     `cast_for_autocast`).
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     for device in ("CPU", "CUDA"):
-        LIBRARY.impl(name, kernel, device)
+        LIBRARY.impl(name, kernel if check is None else _checked(kernel, check), device)
     torch.library.register_fake(f"glm_ext::{name}", fake, lib=LIBRARY)
     if autocast is not None:
         op = getattr(torch.ops.glm_ext, name)
         for device in AUTOCAST_DEVICES:
             LIBRARY.impl(name, _autocast_kernel(op, autocast, device), f"Autocast{device.upper()}")
+
+
+def _checked(kernel: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    def checked(*args: Any) -> Any:
+        check(*args)
+        return kernel(*args)
+
+    return checked
 
 
 def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -58,11 +68,20 @@ def _autocast_kernel(op: Any, autocast: Callable[..., Any], device: str) -> Call
 
 
 def watched(*tensors: Tensor | None) -> bool:
-    """True when the call must take the registered op: the short path is for plain tensors in memory."""
-    if torch.compiler.is_compiling():
+    """True when the call must take the registered op: the short path is for plain tensors in memory.
+
+    A tracer or a mode sees what goes through the dispatcher alone. The dispatcher also makes numbers of what
+    only stands for them: the negative of a view, zeros without memory.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing():
         return True
     return not all(
-        t is None or ((type(t) is Tensor or type(t) is Parameter) and (t.is_cpu or t.is_cuda))
+        t is None
+        or (
+            (type(t) is Tensor or type(t) is Parameter)
+            and (t.is_cpu or t.is_cuda)
+            and not (t.is_neg() or t._is_zerotensor())
+        )
         for t in tensors
     )
 
@@ -102,7 +121,7 @@ def cast_for_autocast(dtype: torch.dtype | None, *tensors: Tensor) -> tuple[Tens
 
 def draw_seed(dropout_p: float) -> Tensor | None:
     """A seed from torch's CPU generator, which torch.manual_seed fixes; None when nothing is dropped."""
-    return torch.randint(0, 2**63 - 1, ()) if dropout_p > 0.0 else None
+    return torch.randint(0, 2**63 - 1, (), device="cpu") if dropout_p > 0.0 else None
 
 
 def seed_value(seed: Tensor | None) -> int:
@@ -142,6 +161,13 @@ class _FirstOrder(torch.autograd.Function):
         raise RuntimeError(f"{ctx.op}: trying to differentiate twice; this op has first derivatives only")
 
 
+def _in_memory(grad: Tensor | None) -> Tensor | None:
+    """A gradient with its numbers where a kernel reads them (see `watched`)."""
+    if grad is None or not (grad.is_neg() or grad._is_zerotensor()):
+        return grad
+    return grad.clone().resolve_neg()
+
+
 def first_order_only(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -154,7 +180,7 @@ def first_order_only(
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            outputs = backward(ctx, *grads)
+            outputs = backward(ctx, *map(_in_memory, grads))
         if not torch.is_grad_enabled():  # the usual case: no create_graph
             return outputs
         given = [t for t in outputs if t is not None]

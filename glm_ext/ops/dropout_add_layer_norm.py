@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from glm_ext import _C
-from glm_ext.ops._arguments import check_floating, check_like, check_probability, check_shape
+from glm_ext.ops._arguments import (
+    check_finite,
+    check_floating,
+    check_like,
+    check_probability,
+    check_shape,
+)
 from glm_ext.ops._library import (
     autocast_dtype,
     cast_for_autocast,
@@ -62,9 +68,28 @@ def dropout_add_layer_norm(
     (tensor(True), tensor(1.))
     """
     check_floating("x", x)
-    check_probability("dropout_p", dropout_p)
     if autocast_dtype(x.device.type) is not None:
         x, residual, weight, bias = cast_for_autocast(torch.float32, x, residual, weight, bias)
+    _check(x, residual, weight, bias, None, eps, dropout_p)
+    seed = draw_seed(dropout_p)
+    if watched(x, residual, weight, bias):
+        out = torch.ops.glm_ext.dropout_add_layer_norm(x, residual, weight, bias, seed, eps, dropout_p)
+        return out[0], out[1]
+    return short_path(_DropoutAddLayerNorm, x, residual, weight, bias, seed, eps, dropout_p)  # type: ignore[no-any-return]
+
+
+def _check(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
+) -> None:
+    check_floating("x", x)
+    check_probability("dropout_p", dropout_p)
+    check_finite("eps", eps, at_least=0.0)
     check_like("residual", residual, "x", x)
     check_like("weight", weight, "x", x)
     check_like("bias", bias, "x", x)
@@ -73,12 +98,6 @@ def dropout_add_layer_norm(
     check_shape("residual", residual, x.shape, "as x")
     check_shape("weight", weight, x.shape[-1:], "E")
     check_shape("bias", bias, x.shape[-1:], "E")
-
-    seed = draw_seed(dropout_p)
-    if watched(x, residual, weight, bias):
-        out = torch.ops.glm_ext.dropout_add_layer_norm(x, residual, weight, bias, seed, eps, dropout_p)
-        return out[0], out[1]
-    return short_path(_DropoutAddLayerNorm, x, residual, weight, bias, seed, eps, dropout_p)  # type: ignore[no-any-return]
 
 
 def _forward(
@@ -241,6 +260,7 @@ register(
     "float dropout_p) -> (Tensor normed, Tensor new_residual, Tensor mean, Tensor rstd)",
     _forward,
     _forward_fake,
+    check=_check,
     autocast=_autocast,
 )
 register(

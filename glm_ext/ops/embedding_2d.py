@@ -73,13 +73,31 @@ def embedding_2d(
             [2., 5.]])
     """
     check_floating("token_table", token_table)
-    check_probability("dropout_p", dropout_p)
     if autocast_dtype(token_table.device.type) is not None:
         token_table, position_table, block_table = _promote(token_table, position_table, block_table)
     ids, tables = (tokens, positions, block_positions), (token_table, position_table, block_table)
-    for name, index in zip(IDS, ids, strict=True):
+    _check(*ids, *tables, None, dropout_p)
+    seed = draw_seed(dropout_p)
+    if watched(*ids, *tables):
+        return torch.ops.glm_ext.embedding_2d(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
+    return short_path(_Embedding2D, *ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
+
+
+def _check(
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    block_table: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> None:
+    check_floating("token_table", token_table)
+    check_probability("dropout_p", dropout_p)
+    for name, index in zip(IDS, (tokens, positions, block_positions), strict=True):
         check_integer(name, index, token_table.device)
-    for name, table in zip(TABLES[1:], tables[1:], strict=True):
+    for name, table in zip(TABLES[1:], (position_table, block_table), strict=True):
         check_like(name, table, "token_table", token_table)
     check_shape("token_table", token_table, (-1, -1), "V, E")
     if token_table.shape[1] == 0:
@@ -88,11 +106,6 @@ def embedding_2d(
     check_shape("block_table", block_table, (-1, token_table.shape[1]), "P', E")
     check_shape("positions", positions, tokens.shape, "as tokens")
     check_shape("block_positions", block_positions, tokens.shape, "as tokens")
-
-    seed = draw_seed(dropout_p)
-    if watched(*ids, *tables):
-        return torch.ops.glm_ext.embedding_2d(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
-    return short_path(_Embedding2D, *ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
 
 
 def _promote(*tables: Tensor) -> tuple[Tensor, ...]:
@@ -249,6 +262,7 @@ register(
     "Tensor position_table, Tensor block_table, Tensor? seed, float dropout_p) -> Tensor",
     _forward,
     _forward_fake,
+    check=_check,
     autocast=_autocast,
 )
 register(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,16 @@ def gelu_mlp(
     """
     check_floating("x", x)
     x, w1, b1, w2, b2 = _cast(x.device.type, x, w1, b1, w2, b2)
+    _check(x, w1, b1, w2, b2, approximate, recompute)
+    if watched(x, w1, b1, w2, b2):
+        return torch.ops.glm_ext.gelu_mlp(x, w1, b1, w2, b2, approximate, recompute)[0]  # type: ignore[no-any-return]
+    return short_path(_GeluMlp, x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return]
+
+
+def _check(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, approximate: str, recompute: str
+) -> None:
+    check_floating("x", x)
     for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
         if tensor is not None or name in ("w1", "w2"):
             check_like(name, tensor, "x", x)  # type: ignore[arg-type]
@@ -74,14 +85,15 @@ def gelu_mlp(
         check_shape("b1", b1, w1.shape[:1], "F")
     if b2 is not None:
         check_shape("b2", b2, w2.shape[:1], "O")
+    check_choices(approximate, recompute)
+
+
+def check_choices(approximate: str, recompute: str) -> None:
+    """The two options that are words, also for the layer that is made with them."""
     if approximate not in ("tanh", "none"):
         raise ValueError(f'approximate: expected "tanh" or "none", got {approximate!r}')
     if recompute not in ("none", "activation", "all"):
         raise ValueError(f'recompute: expected "none", "activation" or "all", got {recompute!r}')
-
-    if watched(x, w1, b1, w2, b2):
-        return torch.ops.glm_ext.gelu_mlp(x, w1, b1, w2, b2, approximate, recompute)[0]  # type: ignore[no-any-return]
-    return short_path(_GeluMlp, x, w1, b1, w2, b2, approximate, recompute)  # type: ignore[no-any-return]
 
 
 def _cast(
@@ -231,7 +243,7 @@ def _with_empty(x: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ..
 def _forward_fake(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, approximate: str, recompute: str
 ) -> tuple[Tensor, ...]:
-    hidden = (x.shape[:-1].numel(), w1.shape[0])
+    hidden = (math.prod(x.shape[:-1]), w1.shape[0])  # Size.numel would fix a size that may vary
     pre = x.new_empty(hidden) if recompute != "all" else None
     post = x.new_empty(hidden) if recompute == "none" else None
     return _with_empty(x, (x.new_empty((*x.shape[:-1], w2.shape[0])), pre, post))
@@ -279,6 +291,7 @@ register(
     "-> (Tensor y, Tensor pre, Tensor post)",
     _registered_forward,
     _forward_fake,
+    check=_check,
     autocast=_autocast,
 )
 register(

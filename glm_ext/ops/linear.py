@@ -45,6 +45,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     check_floating("x", x)
     x, weight, bias = _cast(x.device.type, x, weight, bias)
+    _check(x, weight, bias)
+    if watched(x, weight, bias):
+        return torch.ops.glm_ext.linear(x, weight, bias)  # type: ignore[no-any-return]
+    return short_path(_Linear, x, weight, bias)  # type: ignore[no-any-return]
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_floating("x", x)
     check_like("weight", weight, "x", x)
     if bias is not None:
         check_like("bias", bias, "x", x)
@@ -53,10 +61,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_shape("weight", weight, (-1, x.shape[-1]), "O, E")
     if bias is not None:
         check_shape("bias", bias, weight.shape[:1], "O")
-
-    if watched(x, weight, bias):
-        return torch.ops.glm_ext.linear(x, weight, bias)  # type: ignore[no-any-return]
-    return short_path(_Linear, x, weight, bias)  # type: ignore[no-any-return]
 
 
 def _cast(
@@ -134,7 +138,13 @@ def _registered_backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     return _gradients(torch.ops.glm_ext.linear_backward, ctx, grad_y)
 
 
-register("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _forward, _forward_fake, autocast=_cast)
+register(
+    "linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    _forward,
+    _forward_fake,
+    check=_check,
+    autocast=_cast,
+)
 register(
     "linear_backward(Tensor grad_y, Tensor x, Tensor weight, bool[3] needed) -> Tensor[]",
     _backward,

@@ -79,6 +79,29 @@ def linear_cross_entropy(
     dtype = autocast_dtype(hidden.device.type)
     if dtype is not None:
         hidden, weight = cast_for_autocast(dtype, hidden, weight)
+    _check(hidden, weight, targets, loss_mask, label_smoothing, reduction)
+    if loss_mask is not None and loss_mask.requires_grad:
+        raise ValueError("loss_mask: expected a constant, got one that requires grad; detach it")
+    wanted = torch.is_grad_enabled()
+    args = (
+        hidden, weight, targets, loss_mask, label_smoothing, reduction,
+        wanted and hidden.requires_grad, wanted and weight.requires_grad,
+    )  # fmt: skip
+    if watched(hidden, weight, targets, loss_mask):
+        return torch.ops.glm_ext.linear_cross_entropy(*args)[0]  # type: ignore[no-any-return]
+    return short_path(_LinearCrossEntropy, *args)  # type: ignore[no-any-return]
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    loss_mask: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    *_: Any,
+) -> None:
+    check_floating("hidden", hidden)
     check_like("weight", weight, "hidden", hidden)
     check_integer("targets", targets, hidden.device)
     if loss_mask is not None:
@@ -95,15 +118,6 @@ def linear_cross_entropy(
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
 
-    wanted = torch.is_grad_enabled()
-    args = (
-        hidden, weight, targets, loss_mask, label_smoothing, reduction,
-        wanted and hidden.requires_grad, wanted and weight.requires_grad,
-    )  # fmt: skip
-    if watched(hidden, weight, targets, loss_mask):
-        return torch.ops.glm_ext.linear_cross_entropy(*args)[0]  # type: ignore[no-any-return]
-    return short_path(_LinearCrossEntropy, *args)  # type: ignore[no-any-return]
-
 
 def _check_loss_mask(loss_mask: Tensor, hidden: Tensor) -> None:
     if not isinstance(loss_mask, Tensor):
@@ -112,8 +126,6 @@ def _check_loss_mask(loss_mask: Tensor, hidden: Tensor) -> None:
         raise ValueError(f"loss_mask: expected device {hidden.device} as hidden, got {loss_mask.device}")
     if not (loss_mask.is_floating_point() or loss_mask.dtype == torch.bool):
         raise TypeError(f"loss_mask: expected a floating dtype or bool, got {dtype_name(loss_mask)}")
-    if loss_mask.requires_grad:
-        raise ValueError("loss_mask: expected a constant, got one that requires grad; detach it")
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -313,6 +325,7 @@ register(
     "-> (Tensor loss, Tensor grad_hidden, Tensor grad_weight)",
     _forward,
     _forward_fake,
+    check=_check,
     autocast=_autocast,
 )
 register(

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from glm_ext import _C
-from glm_ext.ops._arguments import check_floating, check_lengths, check_like, check_probability, check_shape
+from glm_ext.ops._arguments import (
+    check_finite,
+    check_floating,
+    check_integer,
+    check_lengths,
+    check_like,
+    check_probability,
+    check_shape,
+)
 from glm_ext.ops._library import (
     autocast_dtype,
     cast_for_autocast,
@@ -44,7 +52,8 @@ def span_attention(
     Row ``i`` stands at place ``r = seq_len - S + i`` when S < T (decoding with a cache), else at ``i``, and
     sees the keys ``start <= j < min(seq_len, max(prefix_len, r + 1))`` (Du et al., "GLM", 2022, section 2.1).
     So ``prefix_len=0`` is causal attention, ``prefix_len=T`` is full attention. Keys that no row sees are
-    never read.
+    never read. A NaN or an infinity in a value that one row sees may reach rows beside it that do not, as
+    ``0 * NaN``; torch's masked softmax does that too.
 
     Args:
         query: ``[B, H, S, D]``, float32, float64, bfloat16 or float16; 1 <= D <= 256.
@@ -95,26 +104,34 @@ def checked_arguments(
     scale: float | None,
 ) -> tuple[Any, ...]:
     """What `_forward` takes, for a dense batch."""
-    check_probability("dropout_p", dropout_p)
-    check_heads(query, key, value, 4, "B, Hkv, T, D")
+    scale = check_options(query, scale, dropout_p)
+    check_heads(query, key, value, 4)
     batch, keys = query.shape[0], key.shape[2]
-    check_shape("key", key, (batch, -1, -1, query.shape[3]), "B, Hkv, T, D")
     prefix = check_lengths("prefix_len", prefix_len, batch, keys, query.device)
     length = None if seq_len is None else check_lengths("seq_len", seq_len, batch, keys, query.device)
     first = None if start is None else check_lengths("start", start, batch, keys, query.device)
 
     seed = draw_seed(dropout_p)
-    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
     return query, key, value, prefix, length, first, None, seed, scale, dropout_p
 
 
-def check_heads(query: Tensor, key: Tensor, value: Tensor, rank: int, axes: str) -> None:
-    """What the dense and the packed op ask of their three tensors: dtype, layout, head counts."""
+def check_options(query: Tensor, scale: float | None, dropout_p: float) -> float:
+    """The scale, given or not."""
+    check_probability("dropout_p", dropout_p)
+    if scale is None:
+        return query.shape[-1] ** -0.5 if query.dim() > 0 and query.shape[-1] > 0 else 1.0
+    check_finite("scale", scale)
+    return float(scale)
+
+
+def check_heads(query: Tensor, key: Tensor, value: Tensor, rank: int) -> None:
+    """What the dense op (rank 4) and the packed one (3) ask of their tensors: dtype, layout, head counts."""
     check_like("key", key, "query", query)
     check_like("value", value, "query", query)
+    of_query, axes = ("B, H, S, D", "B, Hkv, T, D") if rank == 4 else ("N, H, D", "N, Hkv, D")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.dim() != rank:
-            wanted = axes.replace("Hkv, T", "H, S").replace("Hkv", "H") if name == "query" else axes
+            wanted = of_query if name == "query" else axes
             raise ValueError(f"{name}: expected {rank} dimensions ({wanted}), got shape {list(tensor.shape)}")
     width, heads, kv_heads = query.shape[-1], query.shape[1], key.shape[1]
     if not 1 <= width <= 256:
@@ -123,6 +140,7 @@ def check_heads(query: Tensor, key: Tensor, value: Tensor, rank: int, axes: str)
         raise ValueError(
             f"key: expected a head count that divides the {heads} heads of query, got {kv_heads}"
         )
+    check_shape("key", key, (query.shape[0], *(-1,) * (rank - 2), width), axes)
     check_shape("value", value, key.shape, "as key")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.stride(-1) != 1 and width > 1 and tensor.numel() > 0:
@@ -142,6 +160,36 @@ def attend(arguments: tuple[Any, ...], return_lse: bool) -> Tensor | tuple[Tenso
 
 
 # The registered op serves both: with cu_seqlens, query is [N, H, D], and the lse [H, N].
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_len: Tensor,
+    seq_len: Tensor | None,
+    start: Tensor | None,
+    cu_seqlens: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> None:
+    check_floating("query", query)
+    check_options(query, scale, dropout_p)
+    check_heads(query, key, value, 4 if cu_seqlens is None else 3)
+    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or len(cu_seqlens) == 0):
+        raise ValueError(f"cu_seqlens: expected shape [B + 1], got {list(cu_seqlens.shape)}")
+    batch = query.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    lengths = {"prefix_len": prefix_len, "seq_len": seq_len, "start": start, "cu_seqlens": cu_seqlens}
+    for name, tensor in lengths.items():
+        if tensor is None:
+            continue
+        check_integer(name, tensor, query.device)
+        check_shape(name, tensor, (batch + 1,) if name == "cu_seqlens" else (batch,), "of the batch")
+        if tensor.dtype != torch.int64 or not tensor.is_contiguous():
+            raise TypeError(
+                f"{name}: expected contiguous int64, got {tensor.dtype}; use .long().contiguous()"
+            )
 
 
 def _forward(
@@ -308,6 +356,7 @@ register(
     "-> (Tensor out, Tensor lse)",
     _forward,
     _forward_fake,
+    check=_check,
     autocast=_autocast,
 )
 register(

@@ -6,15 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from glm_ext.ops._arguments import (
-    check_floating,
-    check_integer,
-    check_lengths,
-    check_probability,
-    check_shape,
-)
+from glm_ext.ops._arguments import check_floating, check_integer, check_lengths
 from glm_ext.ops._library import autocast_dtype, cast_for_autocast, draw_seed
-from glm_ext.ops.span_attention import Lengths, attend, check_heads
+from glm_ext.ops.span_attention import Lengths, attend, check_heads, check_options
 
 
 def span_attention_varlen(
@@ -73,9 +67,8 @@ def packed_arguments(
     scale: float | None,
 ) -> tuple[Any, ...]:
     """What `_forward` of span_attention takes, for a packed batch."""
-    check_probability("dropout_p", dropout_p)
-    check_heads(query, key, value, 3, "N, Hkv, D")
-    check_shape("key", key, (query.shape[0], -1, query.shape[2]), "N, Hkv, D")
+    scale = check_options(query, scale, dropout_p)
+    check_heads(query, key, value, 3)
     check_integer("cu_seqlens", cu_seqlens, query.device)
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens: expected shape [B + 1], got {list(cu_seqlens.shape)}")
@@ -83,6 +76,5 @@ def packed_arguments(
     prefix = check_lengths("prefix_len", prefix_len, batch, query.shape[0], query.device)
 
     seed = draw_seed(dropout_p)
-    scale = query.shape[2] ** -0.5 if scale is None else float(scale)
     bounds = cu_seqlens.long().contiguous()
     return query, key, value, prefix, None, None, bounds, seed, scale, dropout_p

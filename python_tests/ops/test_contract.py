@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -271,6 +273,43 @@ def test_compile(sample: Sample) -> None:
 
 
 @pytest.mark.graph
+def test_one_graph_serves_every_batch_size(sample: Sample) -> None:
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(sample.op, fullgraph=True, backend=count)
+    for batch in (2, 3, 4, 5):
+        outputs_of(
+            compiled,
+            [t if not isinstance(t, Tensor) else t.detach() for t in sample.arguments(batch=batch)],
+            sample.kwargs,
+        )
+    assert len(graphs) <= 2, "the first size, then any"
+
+
+@pytest.mark.graph
+def test_tracers_and_modes_see_the_registered_op(sample: Sample) -> None:
+    """What only the short path knows would be traced as memory that nothing was written to."""
+    arguments = [t.detach() if isinstance(t, Tensor) else t for t in sample.arguments()]
+    tensors = {i: t for i, t in enumerate(arguments) if i in sample.differentiable}
+
+    def op(*given: Tensor) -> Any:
+        filled = dict(zip(tensors, given, strict=True))
+        return sample.op(*(filled.get(i, t) for i, t in enumerate(arguments)), **sample.kwargs)
+
+    name = f"glm_ext.{registered_calls(sample)[0].name}"
+    assert name in make_fx(op)(*tensors.values()).code
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(op, tuple(tensors.values()), check_trace=False)
+    assert name.replace(".", "::") in str(traced.graph)
+
+
+@pytest.mark.graph
 def test_export_keeps_one_node(sample: Sample) -> None:
     class Layer(torch.nn.Module):
         def forward(self, *arguments: Any) -> Any:
@@ -282,6 +321,57 @@ def test_export_keeps_one_node(sample: Sample) -> None:
     assert nodes == [f"glm_ext.{registered_calls(sample)[0].name}.default"]
     exported = outputs_of(program.module(), arguments, {})
     assert_same_bits(tuple(t.detach() for t in exported), tuple(t.detach() for t in sample(*arguments)))
+
+
+# -------------------------------------------------------------------------------------------------- odd input
+
+
+def test_a_tensor_without_memory_is_refused(sample: Sample, path: None) -> None:
+    for i in sample.differentiable:
+        arguments = sample.arguments()
+        arguments[i] = arguments[i].detach().clone()
+        arguments[i].untyped_storage().resize_(0)
+        with pytest.raises((ValueError, RuntimeError)):
+            sample(*arguments)
+
+
+def _negative(t: Tensor) -> Tensor:
+    return torch._neg_view(-t)  # type: ignore[no-any-return]
+
+
+def _zeros(t: Tensor) -> Tensor:
+    return torch._efficientzerotensor(t.shape, dtype=t.dtype)
+
+
+def test_a_negative_view_is_read_as_it_is_meant(sample: Sample) -> None:
+    arguments = sample.arguments()
+    expected = sample(*arguments)
+    for i in sample.differentiable:
+        arguments[i] = _negative(arguments[i].detach())
+    assert_same_bits(sample(*arguments), tuple(t.detach() for t in expected))
+
+
+@pytest.mark.parametrize("flagged", [_negative, _zeros])
+def test_incoming_gradients_that_only_a_flag_tells(
+    sample: Sample, path: None, flagged: Callable[[Tensor], Tensor]
+) -> None:
+    results = []
+    for make in (flagged, lambda t: flagged(t).clone().resolve_neg()):
+        arguments = sample.arguments()
+        outputs = sample(*arguments)
+        incoming = [make(torch.full_like(t.detach(), 0.5)) for t in outputs]
+        results.append(torch.autograd.grad(outputs, sample.leaves(arguments), incoming))
+    assert_same_bits(*results)
+
+
+def test_the_registered_op_checks_what_it_is_given(sample: Sample) -> None:
+    """A shape or dtype that does not fit is an error, not a read past the end."""
+    call = registered_calls(sample)[0]
+    tensors = [i for i, t in enumerate(call.args) if isinstance(t, Tensor) and t.dim() > 0]
+    for i in tensors[1:]:
+        for wrong in (call.args[i][..., :0], call.args[i].to(torch.complex64)):
+            with pytest.raises((ValueError, TypeError)):
+                call.op(*call.args[:i], wrong, *call.args[i + 1 :])
 
 
 # --------------------------------------------------------------------------------------------------- autocast
