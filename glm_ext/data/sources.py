@@ -82,6 +82,19 @@ def read_documents(piece: Piece, report: Report) -> Iterator[Document]:
         report(Problem("broken file", f"{file}: broken or cut off: {error}"))
 
 
+def refuse_half_pairs(text: str) -> None:
+    """ValueError for half a surrogate pair: JSON can escape one, and no text is made of it.
+
+    >>> refuse_half_pairs(json.loads('"a \\\\ud800"'))
+    Traceback (most recent call last):
+    ValueError: half a surrogate pair at character 2
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate pair at character {error.start}") from None
+
+
 def _known() -> str:
     return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
@@ -207,7 +220,7 @@ def _record(record: Any) -> Document:
     if not text.strip():
         raise _Bad("empty document", "empty text, skipped")
     try:
-        (prompt + text).encode()
-    except UnicodeEncodeError as error:
-        raise _Bad("bad UTF-8", f"half a surrogate pair at character {error.start}") from None
+        refuse_half_pairs(prompt + text)
+    except ValueError as error:
+        raise _Bad("bad UTF-8", str(error)) from None
     return Document(text, prompt)

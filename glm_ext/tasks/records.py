@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from glm_ext.data.sources import refuse_half_pairs
+
 Fields = dict[str, Any]
 T = TypeVar("T")
 
@@ -43,14 +45,34 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 (byte {error.start})") from None
 
 
+def parse_json(text: str) -> Any:
+    """What a JSON text holds. ValueError for what is none, nests too deep, or has half a surrogate pair."""
+    try:
+        value = json.loads(text)
+        for inner in _texts(value):
+            refuse_half_pairs(inner)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("JSON that nests too deep to be read") from None
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value if isinstance(value, list) else (*value, *value.values()):
+            yield from _texts(inner)
+
+
 def _json_lines(path: Path, text: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+        with _located(path, number):
+            fields = parse_json(line)
         if not isinstance(fields, dict):
             raise ValueError(f"{path}, line {number}: expected an object {{...}}, got {line[:60]}")
         yield Record(number, fields)
