@@ -1,7 +1,7 @@
 """What a model can be finetuned for and judged by. A task is made by name: `load_task("rte", tokenizer)`.
 
-Reads in this order: task, records, pattern, choices, cloze, superglue, head, seq2seq; likelihood,
-language_modelling.
+Reads in this order: task, records, pattern, description, choices, cloze, superglue, head, seq2seq;
+likelihood, language_modelling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from glm_ext.spelling import did_you_mean
 
-from .cloze import Cloze, Description
+from .cloze import Cloze
+from .description import Description
 from .head import Head
 from .language_modelling import Infill, LastWord, Perplexity
 from .seq2seq import Seq2Seq

@@ -17,7 +17,8 @@ from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.model import GLM
 
 from .choices import Question
-from .cloze import Cloze, Description
+from .cloze import Cloze
+from .description import Description
 from .pattern import Piece, parse_pattern
 from .superglue import SUPERGLUE
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .cloze import Description
+from .description import Description
 from .records import Fields
 
 _YES_NO = {"false": "No", "true": "Yes"}

@@ -1,7 +1,6 @@
-"""Descriptions, their files, the examples that they make, and learning from them."""
+"""Examples of described tasks, and learning from them."""
 
 import json
-import re
 import sys
 
 import pytest
@@ -12,8 +11,6 @@ from glm_ext.extras import MissingExtra
 from glm_ext.tasks import Cloze, Description, load_task
 from glm_ext.tasks.choices import Question
 from glm_ext.tasks.metrics import METRICS, accuracy, spans
-from glm_ext.tasks.pattern import encode_pattern, parse_pattern, render
-from glm_ext.tasks.records import read_records
 
 REVIEWS = """\
 name: reviews
@@ -27,93 +24,7 @@ def jsonl(*records):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-# --------------------------------------------------------------------------------------------- patterns
-
-
-def test_a_pattern_has_its_blank_where_training_has_it(tokenizer):
-    pieces = parse_pattern('"{a:bare}"? [MASK], "{b}"')
-    tokens = encode_pattern(tokenizer, pieces, {"a": "The cat sat.", "b": " the dog "}, max_length=64)
-    assert tokens[0] == tokenizer.cls_id and tokens[-1] == tokenizer.eos_id
-    place = tokens.index(tokenizer.mask_id)
-    filled = [*tokens[1:place], *tokenizer.encode(" No"), *tokens[place + 1 : -1]]
-    assert tokenizer.decode(filled) == '"The cat sat"? No, "the dog"'
-
-
-def test_the_space_goes_with_the_word_after_it(tokenizer):
-    tokens = encode_pattern(tokenizer, parse_pattern("Question: {q} [MASK]"), {"q": "the cat"}, max_length=64)
-    assert tokens[1:-2] == tokenizer.encode("Question: the cat")
-
-
-def test_forms():
-    assert render("{a:lower}|{a:bare}|{a:clause}|{a}|{a:raw}|{{}}", {"a": " The End. "}) == (
-        "the End.|The End|the End|The End.| The End. |{}"
-    )
-
-
-def test_fields_are_plain_text(tokenizer):
-    tokens = encode_pattern(
-        tokenizer, parse_pattern("{a} [MASK]"), {"a": "x [MASK] <|endoftext|> {b}"}, max_length=64
-    )
-    assert tokens.count(tokenizer.mask_id) == 1 and tokens.count(tokenizer.eos_id) == 1
-    assert tokenizer.decode(tokens) == "x [MASK] <|endoftext|> {b}"
-
-
-def test_long_fields_are_cut_at_their_end_the_longest_first(tokenizer):
-    pieces, fields = parse_pattern("{a} / {b} [MASK]"), {"a": "the " * 30, "b": "it " * 10}
-    whole = encode_pattern(tokenizer, pieces, fields, max_length=200)
-    cut = encode_pattern(tokenizer, pieces, fields, max_length=len(whole) - 5, shorten=["a", "b"])
-    assert tokenizer.decode(cut) == tokenizer.decode(whole).replace(" the" * 5 + " /", " /")
-    even = tokenizer.decode(encode_pattern(tokenizer, pieces, fields, max_length=16, shorten=["a", "b"]))
-    assert abs(even.count("the") - even.count("it")) <= 2 and even.count("it") < 10
-    with pytest.raises(ValueError, match="more than max_length = 16, and no field of it may be shortened"):
-        encode_pattern(tokenizer, pieces, fields, max_length=16)
-    with pytest.raises(ValueError, match="more than max_length = 16, even without b"):
-        encode_pattern(tokenizer, pieces, fields, max_length=16, shorten=["b"])
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("{a", "pattern: .* a brace itself is written twice"),
-        ("{}", "expected the name of a field"),
-        ("{a:upper}", "expected a form among bare, lower, clause, raw, got a:upper"),
-    ],
-)
-def test_broken_patterns(pattern, message):
-    with pytest.raises(ValueError, match=message):
-        parse_pattern(pattern)
-
-
-# --------------------------------------------------------------------------------------------- descriptions
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"pattern": "no blank"},
-            r"t: pattern: expected one of \[MASK\], \[sMASK\], \[gMASK\], got 'no blank'",
-        ),
-        ({"pattern": "[MASK] [MASK]"}, "t: pattern: expected one of"),
-        ({"verbalizer": {}}, "t: verbalizer, choices: expected one of them, got []"),
-        ({"choices": ["{a}"]}, "t: verbalizer, choices: expected one of them"),
-        ({"verbalizer": {"x": " "}}, r"t: verbalizer\[x\]: expected a text"),
-        ({"metrics": ["acuracy"]}, "t: metrics: expected some of accuracy, .* got 'acuracy'"),
-        ({"metrics": []}, "t: metrics: expected at least one"),
-        (
-            {"metrics": ["f1"], "verbalizer": {"x": "1", "y": "2", "z": "3"}},
-            "t: metrics: expected one for more",
-        ),
-        ({"metrics": ["f1"], "verbalizer": {}, "choices": ["*a"]}, "t: metrics: expected one for more"),
-        ({"metrics": ["spans"], "primary": "f1a"}, "t: primary: expected one of f1, em, got 'f1a'"),
-        ({"verbalizer": {0: "bad"}}, "t: verbalizer: expected labels that are texts, got 0"),
-        ({"shorten": ["b"]}, "t: shorten: expected fields of the pattern, got 'b'"),
-    ],
-)
-def test_descriptions_are_checked(changes, message):
-    settings = {"name": "t", "pattern": "{a} [MASK]", "verbalizer": {"x": "y"}}
-    with pytest.raises(ValueError, match=message.replace("[]", r"\[\]")):
-        Description(**(settings | changes))
+# --------------------------------------------------------------------------------------------- examples
 
 
 def test_a_description_of_ones_own(write, tokenizer):
@@ -188,49 +99,11 @@ def test_bad_data_is_named(write, tokenizer, file, text, message):
         task.examples(path)
 
 
-def test_only_ends_of_lines_end_rows(write):
-    """Other separators of Unicode, which str.splitlines knows too, are text."""
-    path = write("a.csv", 'text,label\n"a\u2028b\x0cc\x85d\ne",1\nf,0\n')
-    assert read_records(path) == [
-        (2, {"text": "a\u2028b\x0cc\x85d\ne", "label": "1"}),
-        (4, {"text": "f", "label": "0"}),
-    ]
-
-
-def test_bad_bytes_are_named(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
-    with pytest.raises(ValueError, match=r"a.jsonl, line 2: not UTF-8 \(byte 16\)"):
-        read_records(tmp_path / "a.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("patern: x", "there is no key 'patern'; did you mean 'pattern'?"),
-        ("- 1", "expected keys and values, got list"),
-        ("name: x", "expected a pattern"),
-        ("{", "not YAML"),
-        ("pattern: no", "pattern: expected one of"),
-        ('pattern: "[MASK]"\nchoices: "*a"', "choices: expected a list"),
-    ],
-)
-def test_bad_descriptions_are_named(write, text, message):
-    with pytest.raises(ValueError, match=f"t.yaml: .*{re.escape(message)}"):
-        Description.load(write("t.yaml", text))
-
-
 def test_metrics_name_what_they_give():
     """The table is what descriptions are checked by."""
     pytest.importorskip("sklearn")
     for metric in METRICS.values():
         assert tuple(metric.score(asked({0}, {1}, texts=["a", "b"]), [0, 1])) == metric.values
-
-
-@pytest.mark.parametrize(("metric", "primary"), [("answer_sets", "f1a"), ("spans", "f1"), ("f1", "f1")])
-def test_the_first_value_of_the_first_metric_decides(metric, primary):
-    settings = {"name": "t", "pattern": "[MASK]", "verbalizer": {"x": "1", "y": "2"}}
-    assert Description(**settings, metrics=[metric, "accuracy"]).primary == primary
-    assert Description(**settings, metrics=[metric, "accuracy"], primary="accuracy").primary == "accuracy"
 
 
 def test_what_metrics_need_is_asked_for_before_training(glm, tokenizer, monkeypatch):
