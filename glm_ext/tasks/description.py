@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from glm_ext.spelling import did_you_mean
 
 from .metrics import METRICS
 from .pattern import count_masks, parse_pattern
-from .records import Fields
+from .records import Fields, parse_json, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +48,14 @@ class Description:
     expand_training: Callable[[Fields, np.random.Generator], Iterable[Fields]] | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("name", str), ("pattern", str), ("verbalizer", Mapping)):
-            expected = "keys and values" if kind is Mapping else "a text"
-            self._expect(isinstance(getattr(self, name), kind), name, expected, getattr(self, name))
+        for name in ("name", "pattern", "label", "primary", "group"):
+            self._expect(isinstance(getattr(self, name), str), name, "a text", getattr(self, name))
+        verbalized = isinstance(self.verbalizer, Mapping)
+        self._expect(verbalized, "verbalizer", "keys and values", self.verbalizer)
         for name in ("choices", "shorten", "metrics"):
-            listed = isinstance(getattr(self, name), list | tuple)
-            self._expect(listed, name, "a list", getattr(self, name))
+            entries = getattr(self, name)
+            listed = isinstance(entries, list | tuple) and all(isinstance(entry, str) for entry in entries)
+            self._expect(listed, name, "a list of texts", entries)
         self._expect(
             count_masks(self.pattern) == 1, "pattern", "one of [MASK], [sMASK], [gMASK]", self.pattern
         )
@@ -64,6 +65,10 @@ class Description:
             self._expect(isinstance(label, str), "verbalizer", "labels that are texts", label)
             answered = isinstance(answer, str) and bool(answer.strip())
             self._expect(answered, f"verbalizer[{label}]", "a text", answer)
+        for choice in self.choices:
+            alone = len(self.choices) == 1 or not choice.startswith("*")
+            self._expect(alone, "choices", '["*field"] alone, or patterns', self.choices)
+            parse_pattern(choice)
         for metric in self.metrics:
             self._expect(metric in METRICS, "metrics", f"some of {', '.join(METRICS)}", metric)
             two = 2 in (len(self.verbalizer), len(self.choices))
@@ -93,9 +98,9 @@ class Description:
         ValueError for a key that there is not; the name is the file's by default.
         """
         path = Path(path)
-        text = path.read_text("utf-8")
+        text = read_text(path)
         try:
-            values = json.loads(text) if path.suffix == ".json" else _yaml(text)
+            values = parse_json(text) if path.suffix == ".json" else _yaml(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if not isinstance(values, dict):
@@ -120,3 +125,5 @@ def _yaml(text: str) -> Any:
         return yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError("YAML that nests too deep to be read") from None

@@ -56,7 +56,8 @@ class Piece:
 
 
 def parse_pattern(pattern: str) -> list[Piece]:
-    """The pieces of a pattern. ValueError for a form that there is not, or broken braces.
+    """The pieces of a pattern. ValueError for a form that there is not, a conversion (!r), or broken
+    braces.
 
     White space goes with the field after it, as in the text that models learn from: " what" is one token.
 
@@ -68,13 +69,17 @@ def parse_pattern(pattern: str) -> list[Piece]:
         parts = list(string.Formatter().parse(pattern))
     except ValueError as error:
         raise ValueError(f"pattern: {error} in {pattern!r}; a brace itself is written twice") from None
-    for literal, field, form, _ in parts:
+    for literal, field, form, conversion in parts:
         space = literal[len(literal.rstrip()) :] if field is not None else ""
         if literal := literal[: len(literal) - len(space)]:
             pieces.append(Piece(literal))
         if field is not None:
             if not field:
                 raise ValueError(f"pattern: expected the name of a field in every {{}}, got {pattern!r}")
+            if conversion is not None:
+                raise ValueError(
+                    f"pattern: expected {{{field}}} or {{{field}:form}}, got {field}!{conversion}"
+                )
             if form not in FORMS:
                 known = ", ".join(filter(None, FORMS))
                 raise ValueError(f"pattern: expected a form among {known}, got {field}:{form}")

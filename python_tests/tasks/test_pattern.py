@@ -49,6 +49,7 @@ def test_long_fields_are_cut_at_their_end_the_longest_first(tokenizer):
     [
         ("{a", "pattern: .* a brace itself is written twice"),
         ("{}", "expected the name of a field"),
+        ("{a!r}", "expected {a} or {a:form}, got a!r"),
         ("{a:upper}", "expected a form among bare, lower, clause, raw, got a:upper"),
     ],
 )
