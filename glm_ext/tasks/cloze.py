@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,6 +29,13 @@ from .task import Task, at_least, batches
 def _label(value: object) -> str:
     """How a label is spelled in a description: true and false in small letters."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _whole(value: Any) -> int:
+    """JSON has numbers, CSV their texts. TypeError or ValueError for what is no whole number."""
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    return int(value)
 
 
 class Cloze(Task):
@@ -172,9 +180,9 @@ class Cloze(Task):
             return frozenset([labels.index(_label(value))])
         numbers = value if isinstance(value, list) else [value]
         try:
-            gold = frozenset(int(number) for number in numbers)
+            gold = frozenset(map(_whole, numbers))
         except (TypeError, ValueError):
-            raise ValueError(f"{name}: expected the number of a choice, got {value!r}") from None
+            raise ValueError(f"{name}: expected a whole number, that of a choice, got {value!r}") from None
         if not gold <= set(range(count)):
             raise ValueError(f"{name}: expected 0 to {count - 1}, the number of a choice, got {value!r}")
         return gold

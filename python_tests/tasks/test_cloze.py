@@ -57,7 +57,9 @@ def test_choices_of_each_record(write, tokenizer):
         ({"options": ["cat", " "]}, "choices: expected at least one and none empty"),
         ({"options": "cat"}, "options: expected a list of choices, got 'cat'"),
         ({"right": 2}, "right: expected 0 to 1, the number of a choice, got 2"),
-        ({"right": "cat"}, "right: expected the number of a choice, got 'cat'"),
+        ({"right": "cat"}, "right: expected a whole number, that of a choice, got 'cat'"),
+        ({"right": 0.7}, r"right: expected a whole number, that of a choice, got 0\.7"),
+        ({"right": [0, float("inf")]}, r"right: expected a whole number, that of a choice, got \[0, inf\]"),
     ):
         with pytest.raises(ValueError, match=f"b.jsonl, line 2: {message}"):
             task.examples(write("b.jsonl", jsonl(record, record | broken)))
