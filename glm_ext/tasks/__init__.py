@@ -10,6 +10,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from glm_ext.spelling import did_you_mean
@@ -48,7 +49,8 @@ def load_task(
     """The task of that name. ValueError for a name or an option that there is not, or of another type.
 
     model_config: of the model that it is for. It tells a task with layers of its own (`head`) their
-    hidden_size, and what the metrics of the task would miss there is an error now (`Task.check`).
+    hidden_size, and every task how long a text may be; what the task would miss later, room in the model or
+    a package, is an error now.
 
     >>> load_task("boolk", None)
     Traceback (most recent call last):
@@ -60,8 +62,11 @@ def load_task(
     _, *parameters = inspect.signature(factory).parameters.values()
     cls, given = (factory.func, factory.keywords) if isinstance(factory, functools.partial) else (factory, {})
     known = [parameter.name for parameter in parameters if parameter.name not in given]
-    if model_config is not None and "hidden_size" in known:
-        options.setdefault("hidden_size", model_config.hidden_size)
+    if model_config is not None:
+        of_model = [option for option in ("hidden_size", "max_positions") if option in known]
+        if overridden := [option for option in of_model if option in options]:
+            raise ValueError(f"{name}: {overridden[0]} is the model's, and no option")
+        options |= {option: getattr(model_config, option) for option in of_model}
     types = typing.get_type_hints(cls.__init__)
     for option, value in options.items():
         if option not in known:
@@ -72,7 +77,7 @@ def load_task(
             raise ValueError(f"{name}: expected the option {parameter.name}")
     task = factory(tokenizer, **options)
     if model_config is not None:
-        task.check(model_config)
+        task.check()
     return task
 
 
@@ -83,7 +88,8 @@ def _check_type(name: str, hint: Any, value: object) -> None:
     kinds = typing.get_args(hint) or (hint,)
     accepted = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(_TYPES.get(kind, kind.__name__) for kind in kinds)
+        named = [_TYPES.get(kind, kind.__name__) for kind in kinds if kind is not NoneType]
+        expected = " or ".join(named)
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 

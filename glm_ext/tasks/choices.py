@@ -40,7 +40,7 @@ def choice_log_probs(
     """
     limit = model.config.max_positions
     for question in questions:
-        _check(question, limit)
+        check_question(question, limit)
     packed = _pack(questions, start_id, end_id, model.word_embeddings.weight.device)
     hidden = model.hidden(
         packed.tokens, packed.positions, packed.prefix_len, cache=[packed.branches] * model.config.num_layers
@@ -61,6 +61,23 @@ def choice_log_probs(
     index = (torch.tensor(rows, device=total.device), torch.tensor(columns, device=total.device))
     scores: Tensor = table.index_put(index, total)
     return scores
+
+
+def check_question(question: Question, limit: int) -> None:
+    """ValueError for one that a model with max_positions = limit cannot be asked."""
+    if not question.choices or not all(question.choices):
+        raise ValueError("choices: expected at least one, each of one token or more, got an empty one")
+    if len(question.context) > limit:
+        raise ValueError(
+            f"the text has {len(question.context)} tokens and the model takes {limit} (max_positions); "
+            "lower max_length of the task"
+        )
+    longest = max(map(len, question.choices))
+    if longest + 1 > limit:
+        raise ValueError(
+            f"choices: the longest answer has {longest} tokens and the model takes {limit - 1} "
+            "(max_positions - 1)"
+        )
 
 
 def choice_loss(log_probs: Tensor, questions: Sequence[Question]) -> Tensor:
@@ -133,19 +150,3 @@ def _pack(questions: Sequence[Question], start_id: int, end_id: int, device: tor
 
 def _single(question: Question) -> bool:
     return all(len(choice) == 1 for choice in question.choices)
-
-
-def _check(question: Question, limit: int) -> None:
-    if not question.choices or not all(question.choices):
-        raise ValueError("choices: expected at least one, each of one token or more, got an empty one")
-    if len(question.context) > limit:
-        raise ValueError(
-            f"the text has {len(question.context)} tokens and the model takes {limit} (max_positions); "
-            "lower max_length of the task"
-        )
-    longest = max(map(len, question.choices))
-    if longest + 1 > limit:
-        raise ValueError(
-            f"choices: the longest answer has {longest} tokens and the model takes {limit - 1} "
-            "(max_positions - 1)"
-        )

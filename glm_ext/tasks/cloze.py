@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from glm_ext.config import GLMConfig
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.extras import require
 from glm_ext.model import GLM, inference
 
-from .choices import Question, choice_log_probs, choice_loss
+from .choices import Question, check_question, choice_log_probs, choice_loss
 from .description import Description
 from .metrics import METRICS
 from .pattern import encode_pattern, parse_pattern, render
 from .records import Fields, examples_of, read_records
-from .task import Task, at_least, batches
+from .task import Task, at_least, batches, length_option
 
 
 def _label(value: object) -> str:
@@ -51,24 +50,28 @@ class Cloze(Task):
         tokenizer: GLMTokenizer,
         description: Description | str | Path,
         *,
-        max_length: int = 256,
+        max_length: int | None = None,
         length_penalty: float = 0.0,
         eval_batch_size: int = 16,
+        max_positions: int | None = None,
     ) -> None:
-        """max_length: of Part A. length_penalty: see `choice_log_probs`. A path is a description's file."""
+        """max_length: of Part A, 256 by default, or what max_positions leaves where that is less.
+
+        length_penalty: see `choice_log_probs`. A path is a description's file.
+        """
         if not isinstance(description, Description):
             description = Description.load(description)
-        at_least(8, max_length=max_length)
         at_least(1, eval_batch_size=eval_batch_size)
         self.tokenizer, self.description = tokenizer, description
-        self.max_length, self.length_penalty = max_length, length_penalty
-        self.eval_batch_size = eval_batch_size
+        self.max_length = length_option("max_length", max_length, max_positions, lowest=8)
+        self.length_penalty, self.eval_batch_size = length_penalty, eval_batch_size
+        self.max_positions = max_positions
         self.name = description.name
         self.primary = description.primary
         self._pieces = parse_pattern(description.pattern)
         self._check_verbalizer()
 
-    def check(self, config: GLMConfig) -> None:
+    def check(self) -> None:
         for metric in self.description.metrics:
             if package := METRICS[metric].package:
                 require(package, extra="eval", purpose=metric)
@@ -84,7 +87,7 @@ class Cloze(Task):
         return examples_of(path, read_records(path), lambda record: map(self.question, expand(record)))
 
     def question(self, record: Fields) -> Question:
-        """ValueError for a field that is missing, an unknown label, or no choices."""
+        """ValueError for a field that is missing, an unknown label, no choices, or one that is too long."""
         context = encode_pattern(
             self.tokenizer,
             self._pieces,
@@ -93,7 +96,7 @@ class Cloze(Task):
             shorten=self.description.shorten,
         )
         texts = self._choices(record)
-        return Question(
+        question = Question(
             context=context,
             place=self._place(context),
             choices=self._encode(texts),
@@ -101,6 +104,9 @@ class Cloze(Task):
             texts=texts,
             group=str(record.get(self.description.group, "")),
         )
+        if self.max_positions is not None:
+            check_question(question, self.max_positions)
+        return question
 
     def loss(self, model: GLM, examples: Sequence[Question]) -> Tensor:
         return choice_loss(self.log_probs(model, examples), examples)

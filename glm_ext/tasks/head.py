@@ -57,13 +57,20 @@ class Head(Cloze):
         *,
         hidden_size: int,
         dropout: float = 0.1,
-        max_length: int = 256,
+        max_length: int | None = None,
         eval_batch_size: int = 16,
+        max_positions: int | None = None,
     ) -> None:
         """description: its name among SuperGLUE's tasks, or a file. hidden_size: that of the model."""
         if isinstance(description, str):
             description = SUPERGLUE.get(description, description)
-        super().__init__(tokenizer, description, max_length=max_length, eval_batch_size=eval_batch_size)
+        super().__init__(
+            tokenizer,
+            description,
+            max_length=max_length,
+            eval_batch_size=eval_batch_size,
+            max_positions=max_positions,
+        )
         if not self.description.verbalizer:
             raise ValueError(f"{self.name}: a head needs labels that all examples share; this task has none")
         self.name = f"{self.name}-head"

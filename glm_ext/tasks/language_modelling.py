@@ -18,9 +18,9 @@ from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
 
-from .likelihood import Likelihood, continuation, mask_field
+from .likelihood import Likelihood, continuation, mask_field, tokens_besides
 from .records import Fields, Record, examples_of, read_records, read_text
-from .task import at_least, batches
+from .task import batches, length_option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,18 @@ class LastWord(Likelihood):
         *,
         unidirectional: bool = False,
         mask: str = "[MASK]",
-        max_length: int = 256,
+        max_length: int | None = None,
         eval_batch_size: int = 16,
+        max_positions: int | None = None,
     ) -> None:
-        """max_length: tokens of the context; of longer ones the end is kept."""
-        super().__init__(tokenizer, eval_batch_size)
-        at_least(1, max_length=max_length)
-        self.unidirectional, self.mask, self.max_length = unidirectional, mask_field(mask), max_length
+        """max_length: tokens of the context; of longer ones the end is kept.
+
+        By default 256, or what max_positions leaves where that is less.
+        """
+        super().__init__(tokenizer, eval_batch_size, max_positions)
+        self.unidirectional, self.mask = unidirectional, mask_field(mask)
+        besides = tokens_besides(self.mask, unidirectional=unidirectional)
+        self.max_length = length_option("max_length", max_length, max_positions, besides=besides)
 
     def examples(self, path: Path) -> list[Passage]:
         return examples_of(path, read_records(path), self._example)
@@ -61,10 +66,20 @@ class LastWord(Likelihood):
         before, _, word = _text(record).rpartition(" ")
         if not before.strip():
             raise ValueError(f"text: expected two words or more, got {word!r}")
+        context, answer = self.tokenizer.encode(before.rstrip()), self.tokenizer.encode(f" {word}")
+        length = self.max_length
+        if self.max_positions is not None:
+            if len(answer) >= self.max_positions:
+                raise ValueError(
+                    f"text: the last word has {len(answer)} tokens and the model takes "
+                    f"{self.max_positions - 1} (max_positions - 1)"
+                )
+            if self.unidirectional:
+                length = min(length, self.max_positions - len(answer))
         blocks = continuation(
             self.tokenizer,
-            self.tokenizer.encode(before.rstrip())[-self.max_length :],
-            self.tokenizer.encode(f" {word}"),
+            context[-length:],
+            answer,
             mask=self.mask,
             unidirectional=self.unidirectional,
         )
@@ -89,17 +104,22 @@ class Perplexity(Likelihood):
         self,
         tokenizer: GLMTokenizer,
         *,
-        window: int = 256,
-        stride: int = 128,
+        window: int | None = None,
+        stride: int | None = None,
         unidirectional: bool = False,
         mask: str = "[gMASK]",
         eval_batch_size: int = 16,
+        max_positions: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, eval_batch_size)
-        if not 1 <= stride < window:
-            raise ValueError(f"stride: expected 1 to {window - 1}, less than window, got {stride}")
-        self.window, self.stride = window, stride
+        """window: 256 by default, or what max_positions leaves where that is less. stride: half of it."""
+        super().__init__(tokenizer, eval_batch_size, max_positions)
         self.unidirectional, self.mask = unidirectional, mask_field(mask)
+        # One token of the window at least is scored, and no context.
+        besides = tokens_besides(self.mask, unidirectional=unidirectional) - 1
+        self.window = length_option("window", window, max_positions, besides=besides, lowest=2)
+        self.stride = self.window // 2 if stride is None else stride
+        if not 1 <= self.stride < self.window:
+            raise ValueError(f"stride: expected 1 to {self.window - 1}, less than window, got {self.stride}")
 
     def examples(self, path: Path) -> list[Passage]:
         if path.suffix.lower() == ".txt":
@@ -161,15 +181,19 @@ class Infill(Likelihood):
         *,
         ratio: float = 0.15,
         seed: int = 0,
-        max_length: int = 256,
+        max_length: int | None = None,
         eval_batch_size: int = 16,
+        max_positions: int | None = None,
     ) -> None:
-        """max_length: tokens of a text; of longer ones the beginning is kept."""
-        super().__init__(tokenizer, eval_batch_size)
-        at_least(1, max_length=max_length)
+        """max_length: tokens of a text; of longer ones the beginning is kept.
+
+        By default 256, or what max_positions leaves where that is less.
+        """
+        super().__init__(tokenizer, eval_batch_size, max_positions)
         if not 0.0 < ratio <= 1.0:
             raise ValueError(f"ratio: expected 0 < ratio <= 1, got {ratio}")
-        self.ratio, self.seed, self.max_length = ratio, seed, max_length
+        self.ratio, self.seed = ratio, seed
+        self.max_length = length_option("max_length", max_length, max_positions, lowest=8)
 
     def examples(self, path: Path) -> list[Gaps]:
         return examples_of(path, read_records(path), self._example)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from glm_ext.batch import Batch
-from glm_ext.config import GLMConfig
 from glm_ext.data.blocks import Example
 from glm_ext.data.collate import collate
 from glm_ext.data.special import SPECIAL_TOKENS
@@ -32,12 +31,9 @@ class Likelihood(Task):
 
     module: nn.Module | None = None
 
-    def __init__(self, tokenizer: GLMTokenizer, eval_batch_size: int) -> None:
+    def __init__(self, tokenizer: GLMTokenizer, eval_batch_size: int, max_positions: int | None) -> None:
         at_least(1, eval_batch_size=eval_batch_size)
-        self.tokenizer, self.eval_batch_size = tokenizer, eval_batch_size
-
-    def check(self, config: GLMConfig) -> None:
-        """Any model will do."""
+        self.tokenizer, self.eval_batch_size, self.max_positions = tokenizer, eval_batch_size, max_positions
 
     def loss(self, model: GLM, examples: Sequence[HasBlocks]) -> Tensor:
         batch, hidden = self._hidden(model, examples)
@@ -124,6 +120,14 @@ def continuation(
         part_a.append(ids.eos)
     written = [*(context if unidirectional else []), *answer]
     return one_blank(tokenizer, part_a, place, written, scored=len(answer))
+
+
+def tokens_besides(mask: str, *, unidirectional: bool) -> int:
+    """What `continuation` takes of max_positions besides the context.
+
+    [CLS], the mask and eos in Part A; one way, a token of the answer at least, in Part B.
+    """
+    return 1 if unidirectional else 2 + (mask != "gmask")
 
 
 def mask_field(name: str) -> str:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glm_ext.config import GLMConfig
 from glm_ext.data.blocks import Example
 from glm_ext.data.cloze import Prompt
 from glm_ext.data.collate import collate
@@ -29,7 +28,7 @@ from glm_ext.model import GLM
 
 from .likelihood import one_blank
 from .records import Fields, examples_of, read_records
-from .task import Task, batches
+from .task import Task, batches, length_option
 
 
 class Pair(NamedTuple):
@@ -63,8 +62,8 @@ class Seq2Seq(Task):
         tokenizer: GLMTokenizer,
         *,
         pattern: str = "{source} [sMASK]",
-        max_source: int = 256,
-        max_target: int = 64,
+        max_source: int | None = None,
+        max_target: int | None = None,
         label_smoothing: float = 0.1,
         metric: str = "rouge",
         num_beams: int = 4,
@@ -72,21 +71,24 @@ class Seq2Seq(Task):
         length_penalty: float = 1.0,
         no_repeat_ngram: int = 3,
         eval_batch_size: int = 16,
+        max_positions: int | None = None,
     ) -> None:
         """ValueError names the option, what it may be, and what came.
 
         pattern: Part A, with one blank; the paper's summaries: "[sMASK] Content: {source}".
         max_source: tokens of Part A; the source is cut at its end. max_target: tokens of Part B.
+        By default 256 and 64, or what max_positions leaves where that is less.
         metric: "rouge" or "bleu".
         num_beams, min_length, length_penalty, no_repeat_ngram: of the search, as in GenerationConfig.
         """
         blanks = sum(pattern.count(mask) for mask in MASK_TOKENS)
         one_of_each = f"{{source}} and one of {', '.join(MASK_TOKENS)}, once each"
         _expect(pattern.count("{source}") == 1 and blanks == 1, "pattern", one_of_each, pattern)
-        counts = {"max_target": max_target, "num_beams": num_beams, "eval_batch_size": eval_batch_size}
-        for name, count in counts.items():
+        for name, count in {"num_beams": num_beams, "eval_batch_size": eval_batch_size}.items():
             _expect(count >= 1, name, "1 or more", count)
-        _expect(max_source >= 8, "max_source", "8 or more", max_source)
+        max_source = length_option("seq2seq: max_source", max_source, max_positions, lowest=8)
+        # Generation begins with a token of its own.
+        max_target = length_option("seq2seq: max_target", max_target, max_positions, besides=1, usual=64)
         _expect(0 <= min_length <= max_target, "min_length", f"0 to {max_target} (max_target)", min_length)
         _expect(no_repeat_ngram >= 0, "no_repeat_ngram", "0 (off) or more", no_repeat_ngram)
         _expect(0 <= label_smoothing < 1, "label_smoothing", "0 to 1", label_smoothing)
@@ -107,11 +109,8 @@ class Seq2Seq(Task):
         self._room = max_source - len(self._before) - len(self._after)
         _expect(self._room >= 1, "max_source", "room for the pattern and a source", max_source)
 
-    def check(self, config: GLMConfig) -> None:
+    def check(self) -> None:
         require(self.metric.package, extra="eval")
-        limit = config.max_positions - 1
-        fits = f"1 to {limit} for this model (max_positions - 1)"
-        _expect(self.max_target <= limit, "max_target", fits, self.max_target)
 
     def examples(self, path: Path) -> list[Pair]:
         """The pairs of a file. ValueError names the file and the line that is not one."""

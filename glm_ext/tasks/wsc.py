@@ -21,7 +21,7 @@ from glm_ext.model import GLM
 from .likelihood import Likelihood, one_blank
 from .pattern import encode_pattern, parse_pattern
 from .records import Fields, examples_of, read_records
-from .task import at_least, batches
+from .task import batches, length_option
 
 _PATTERN = parse_pattern("{text} The pronoun '*{pronoun}*' refers to [MASK].")
 
@@ -40,11 +40,18 @@ class Wsc(Likelihood):
     name, primary = "wsc", "accuracy"
 
     def __init__(
-        self, tokenizer: GLMTokenizer, *, max_length: int = 128, num_beams: int = 1, eval_batch_size: int = 16
+        self,
+        tokenizer: GLMTokenizer,
+        *,
+        max_length: int | None = None,
+        num_beams: int = 1,
+        eval_batch_size: int = 16,
+        max_positions: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, eval_batch_size)
-        at_least(8, max_length=max_length)
-        self.max_length, self.generation = max_length, GenerationConfig(num_beams=num_beams)
+        """max_length: of Part A, 128 by default, or what max_positions leaves where that is less."""
+        super().__init__(tokenizer, eval_batch_size, max_positions)
+        self.max_length = length_option("max_length", max_length, max_positions, lowest=8, usual=128)
+        self.generation = GenerationConfig(num_beams=num_beams)
 
     def examples(self, path: Path) -> list[Referent]:
         return examples_of(path, read_records(path), self._example)
@@ -67,6 +74,11 @@ class Wsc(Likelihood):
         ids, span = self.tokenizer.ids, target["span1_text"].strip()
         place = context.index(ids.mask)
         answer = [*self.tokenizer.encode(f" {span}"), ids.eop]
+        if self.max_positions is not None and len(answer) >= self.max_positions:
+            raise ValueError(
+                f"span1_text: it has {len(answer) - 1} tokens and the model takes {self.max_positions - 2} "
+                "(max_positions - 2)"
+            )
         yield Referent(
             blocks=one_blank(self.tokenizer, context, place, answer),
             prompt=Prompt(context, [place]),

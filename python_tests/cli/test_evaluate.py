@@ -88,6 +88,7 @@ def test_what_was_finetuned_can_be_evaluated(run, data, tmp_path, capsys, option
         (["--task", "rte", "--data", "/no/such.jsonl"], "/no/such.jsonl"),
         (["--task", "boolq", "--data", "DATA"], "line 1: there is no field 'passage'"),
         (["--task", "rte", "--data", "DATA", "--options.max_lenght", "9"], "did you mean 'max_length'"),
+        (["--task", "rte", "--data", "DATA", "--options.max_length", "300"], "max_length: expected 8 to 256"),
         (["--task", "rte", "--date", "DATA"], "date"),
     ],
 )

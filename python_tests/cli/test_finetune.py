@@ -174,6 +174,7 @@ def refused(capsys, arguments):
         (["--task", "seq3seq"], "seq3seq"),
         (["--options.num_beam", "3"], r"no option 'num_beam'; did you mean 'num_beams'\?"),
         (["--options.max_target", "5000"], r"max_target: expected 1 to \d+ for this model"),
+        (["--options.max_source", "257"], r"max_source: expected 8 to 256 for this model"),
         (["--options.max_source", "abc"], "max_source: expected a whole number, got 'abc'"),
         (["--options.pattern", "3"], "pattern: expected a text, got 3"),
         (["--train", ""], "train: expected a file of examples"),

@@ -127,7 +127,7 @@ def test_what_metrics_need_is_asked_for_before_training(glm, tokenizer, monkeypa
         ("seq2seq", {"pattern": 3}, "seq2seq: pattern: expected a text, got 3"),
         ("cloze", {"description": 3}, "cloze: description: expected Description or a text or Path, got 3"),
         ("last_word", {"max_length": 0}, "max_length: expected 1 or more, got 0"),
-        ("infill", {"max_length": 0}, "max_length: expected 1 or more, got 0"),
+        ("infill", {"max_length": 0}, "max_length: expected 8 or more, got 0"),
         ("wsc", {"num_beams": 0}, "num_beams: expected 1"),
     ],
 )

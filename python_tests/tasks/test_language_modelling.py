@@ -210,10 +210,3 @@ def test_what_cannot_be_scored_is_refused(tokenizer, write, name, options, text,
     path = write("a.jsonl", json.dumps(text))
     with pytest.raises(ValueError, match=message):
         load_task(name, tokenizer, **options).examples(path)
-
-
-def test_a_window_longer_than_the_tables(glm, tokenizer, write):
-    task = load_task("perplexity", tokenizer, window=200, stride=10)
-    examples = task.examples(write("a.txt", TEXT * 20))
-    with pytest.raises(ValueError, match="positions: expected values from 0 to 128"):
-        task.metrics(glm, examples)

@@ -160,13 +160,6 @@ def test_impossible_options_are_refused(tokenizer, options, message):
         make(tokenizer, **options)
 
 
-def test_what_does_not_fit_the_model_is_refused_before_training(tokenizer, model):
-    message = r"seq2seq: max_target: expected 1 to 63 for this model \(max_positions - 1\), got 64"
-    with pytest.raises(ValueError, match=message):
-        make(tokenizer, max_target=64, model_config=model.config)
-    make(tokenizer, max_target=63, model_config=model.config)
-
-
 def test_a_missing_package_is_named(tokenizer, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     monkeypatch.setitem(sys.modules, "rouge_score", None)
