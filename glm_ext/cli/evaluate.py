@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         model, tokenizer = model_of(checkpoint, folder)
         task = load_task(options.task, tokenizer, model_config=model.config, **options.options)
         _load_head(task, checkpoint, folder)
-        examples = task.examples(Path(options.data))
+        examples = task.labelled_examples(Path(options.data))
         begin = time.perf_counter()
         metrics = task.metrics(model, examples)
     seconds = time.perf_counter() - begin

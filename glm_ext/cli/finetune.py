@@ -103,7 +103,7 @@ def prepare(config: FinetuneConfig, run: Path, resume: Checkpoint | None) -> Job
     files = {"train": Path(config.train), "valid": Path(config.valid)}
     examples = {
         "train": task.training_examples(files["train"], np.random.default_rng(config.seed)),
-        "valid": task.examples(files["valid"]),
+        "valid": task.labelled_examples(files["valid"]),
     }
     model = GLM(model_config)
     if not (config.from_scratch or resume):

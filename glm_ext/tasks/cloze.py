@@ -6,7 +6,7 @@ the blank, the same for all records (a verbalizer) or each record's own choices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .choices import Question, check_question, choice_log_probs, choice_loss
 from .description import Description
 from .metrics import METRICS
 from .pattern import encode_pattern, parse_pattern, render
-from .records import Fields, examples_of, read_records
+from .records import Fields, examples_of, field_of, read_records
 from .task import Task, at_least, batches, length_option
 
 
@@ -77,14 +77,40 @@ class Cloze(Task):
                 require(package, extra="eval", purpose=metric)
 
     def examples(self, path: Path) -> list[Question]:
-        return self._questions(path, self.description.expand or (lambda record: [record]))
+        return self._questions(path, self._expand)
+
+    def labelled_examples(self, path: Path) -> list[Question]:
+        return self._questions(path, self._expand, labelled=True)
 
     def training_examples(self, path: Path, rng: np.random.Generator) -> list[Question]:
         expand = self.description.expand_training
-        return self.examples(path) if expand is None else self._questions(path, lambda r: expand(r, rng))
+        if expand is None:
+            return self.labelled_examples(path)
+        return self._questions(path, lambda record: expand(record, rng), labelled=True)
 
-    def _questions(self, path: Path, expand: Callable[[Fields], Iterable[Fields]]) -> list[Question]:
-        return examples_of(path, read_records(path), lambda record: map(self.question, expand(record)))
+    def _expand(self, record: Fields) -> Iterable[Fields]:
+        expand = self.description.expand
+        return [record] if expand is None else expand(record)
+
+    def _questions(
+        self, path: Path, expand: Callable[[Fields], Iterable[Fields]], *, labelled: bool = False
+    ) -> list[Question]:
+        def make(line: Fields) -> Iterator[Question]:
+            for record in expand(line):
+                question = self.question(record)
+                if labelled:
+                    self._check_gold(record, question)
+                yield question
+
+        return examples_of(path, read_records(path), make)
+
+    def _check_gold(self, record: Fields, question: Question) -> None:
+        """ValueError for a record that does not tell what is right, or tells more than a metric can judge."""
+        value = field_of(record, self.description.label)
+        single = any(METRICS[metric].one_right for metric in self.description.metrics)
+        if not question.gold or (single and len(question.gold) > 1):
+            expected = "one right choice" if single else "at least one right choice"
+            raise ValueError(f"{self.description.label}: expected {expected}, got {value!r}")
 
     def question(self, record: Fields) -> Question:
         """ValueError for a field that is missing, an unknown label, no choices, or one that is too long."""

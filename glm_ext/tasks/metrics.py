@@ -20,6 +20,7 @@ class Metric(NamedTuple):
     values: tuple[str, ...]  # names of what it gives, the one that decides first
     package: str = ""  # of the extra "eval", that it needs
     of_two: bool = False  # choices 0 and 1, and no other
+    one_right: bool = False  # choice of every question, and no more
 
 
 def accuracy(questions: Sequence[Question], predictions: Sequence[int]) -> dict[str, float]:
@@ -67,10 +68,10 @@ def spans(questions: Sequence[Question], predictions: Sequence[int]) -> dict[str
 _SKLEARN = "sklearn.metrics"
 METRICS = {
     "accuracy": Metric(accuracy, ("accuracy",)),
-    "f1": Metric(f1, ("f1",), _SKLEARN, of_two=True),
-    "f1_macro": Metric(f1_macro, ("f1_macro",), _SKLEARN),
-    "matthews": Metric(matthews, ("matthews",), _SKLEARN),
-    "answer_sets": Metric(answer_sets, ("f1a", "em"), _SKLEARN, of_two=True),
+    "f1": Metric(f1, ("f1",), _SKLEARN, of_two=True, one_right=True),
+    "f1_macro": Metric(f1_macro, ("f1_macro",), _SKLEARN, one_right=True),
+    "matthews": Metric(matthews, ("matthews",), _SKLEARN, one_right=True),
+    "answer_sets": Metric(answer_sets, ("f1a", "em"), _SKLEARN, of_two=True, one_right=True),
     "spans": Metric(spans, ("f1", "em")),
 }
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from glm_ext.data.special import MASK_TOKENS
 
+from .records import field_of
+
 if TYPE_CHECKING:
     from glm_ext.data.tokenizer import GLMTokenizer
 
@@ -47,9 +49,7 @@ class Piece:
     def render(self, fields: Mapping[str, Any]) -> str:
         if self.field is None:
             return self.text
-        if self.field not in fields:
-            raise ValueError(f"there is no field {self.field!r}; there are {', '.join(map(str, fields))}")
-        value = fields[self.field]
+        value = field_of(fields, self.field)
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise ValueError(f"{self.field}: expected a text, got {value!r}")
         return self.text + FORMS[self.form](str(value))

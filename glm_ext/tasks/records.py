@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -89,6 +89,13 @@ def _table(path: Path, text: str, separator: str) -> Iterator[Record]:
             first = reader.line_num + 1
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path}, line {first}: {error}") from None
+
+
+def field_of(fields: Mapping[str, Any], name: str) -> Any:
+    """ValueError for a field that is not there, with those that are."""
+    if name not in fields:
+        raise ValueError(f"there is no field {name!r}; there are {', '.join(map(str, fields))}")
+    return fields[name]
 
 
 def examples_of(path: Path, records: Iterable[Record], make: Callable[[Fields], Iterable[T]]) -> list[T]:

@@ -31,8 +31,8 @@ def _copa_training(record: Fields, rng: np.random.Generator) -> Iterator[Fields]
     """The question, and once more with its choices swapped: neither place is the right one more often."""
     for asked in _copa(record):
         yield asked
-        label = {"label": int(not _truth(asked, "label"))} if "label" in asked else {}
-        yield asked | {"choice1": asked["choice2"], "choice2": asked["choice1"]} | label
+        label = int(not _truth(asked, "label"))
+        yield asked | {"choice1": asked["choice2"], "choice2": asked["choice1"], "label": label}
 
 
 def _multirc(record: Fields) -> Iterator[Fields]:
@@ -52,7 +52,7 @@ def _multirc(record: Fields) -> Iterator[Fields]:
 def _record(record: Fields) -> Iterator[Fields]:
     for asked, entities, answers in _queries(record):
         gold = [number for number, entity in enumerate(entities) if entity in answers]
-        yield asked | {"entities": entities} | ({"label": gold} if answers else {})
+        yield asked | {"entities": entities} | ({"answers": gold} if answers else {})
 
 
 def _record_training(record: Fields, rng: np.random.Generator) -> Iterator[Fields]:
@@ -63,7 +63,7 @@ def _record_training(record: Fields, rng: np.random.Generator) -> Iterator[Field
         wrong = [entity for entity in entities if entity not in answers]
         for answer in sorted(answers):
             drawn = rng.permutation(len(wrong))[: _TRAINING_CHOICES - 1]
-            yield asked | {"entities": [answer, *(wrong[number] for number in drawn)], "label": 0}
+            yield asked | {"entities": [answer, *(wrong[number] for number in drawn)], "answers": 0}
 
 
 def _queries(record: Fields) -> Iterator[tuple[Fields, list[str], set[str]]]:
@@ -163,6 +163,7 @@ SUPERGLUE = {
             name="record",
             pattern="{passage}\n{before} [MASK]{after:raw}",
             choices=["*entities"],
+            label="answers",
             shorten=["passage"],
             metrics=["spans"],
             expand=_record,

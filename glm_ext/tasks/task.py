@@ -32,12 +32,16 @@ class Task(Protocol):
         """MissingExtra for a package that `metrics` would only miss after hours of training."""
 
     def examples(self, path: Path) -> list[Any]:
-        """Those of a JSONL or CSV file. ValueError names file and line."""
+        """Those of a JSONL or CSV file, labelled or not. ValueError names file and line."""
         ...
+
+    def labelled_examples(self, path: Path) -> list[Any]:
+        """Those to be judged by: ValueError also for one that does not tell what is right."""
+        return self.examples(path)
 
     def training_examples(self, path: Path, rng: np.random.Generator) -> list[Any]:
         """Those to learn from, where they are not those to be judged by; what is drawn is drawn by rng."""
-        return self.examples(path)
+        return self.labelled_examples(path)
 
     def loss(self, model: GLM, examples: Sequence[Any]) -> Tensor:
         """A scalar with gradient, the mean over examples."""

@@ -20,7 +20,7 @@ from glm_ext.model import GLM
 
 from .likelihood import Likelihood, one_blank
 from .pattern import encode_pattern, parse_pattern
-from .records import Fields, examples_of, read_records
+from .records import Fields, examples_of, field_of, read_records
 from .task import batches, length_option
 
 _PATTERN = parse_pattern("{text} The pronoun '*{pronoun}*' refers to [MASK].")
@@ -55,6 +55,13 @@ class Wsc(Likelihood):
 
     def examples(self, path: Path) -> list[Referent]:
         return examples_of(path, read_records(path), self._example)
+
+    def labelled_examples(self, path: Path) -> list[Referent]:
+        def make(record: Fields) -> Iterator[Referent]:
+            field_of(record, "label")
+            yield from self._example(record)
+
+        return examples_of(path, read_records(path), make)
 
     def _example(self, record: Fields) -> Iterator[Referent]:
         target, text = record.get("target"), record.get("text")

@@ -79,6 +79,13 @@ def test_what_was_finetuned_can_be_evaluated(run, data, tmp_path, capsys, option
     assert f"accuracy  {best:.4f}" in capsys.readouterr().out
 
 
+def test_without_labels_there_is_nothing_to_judge(run, tmp_path, capsys):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"premise": "The cat.", "hypothesis": "A cat."}\n')
+    assert main(["evaluate", str(run), "--task", "rte", "--data", str(path)]) == 2
+    assert "test.jsonl, line 1: there is no field 'label'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -195,6 +195,20 @@ def test_a_file_without_examples_is_refused(tmp_path, finished, files, capsys):
     assert "empty.jsonl: expected at least one example" in refused(capsys, arguments)
 
 
+@pytest.mark.parametrize("unlabelled", ["train", "valid"])
+@pytest.mark.parametrize("task", ["cloze", "head"])
+def test_examples_without_labels_are_refused(tmp_path, finished, capsys, task, unlabelled):
+    (tmp_path / "t.yaml").write_text('pattern: "{text} [MASK]"\nverbalizer: {a: cat, b: dog}\n')
+    for name in ("train", "valid"):
+        field = "lable" if name == unlabelled else "label"
+        (tmp_path / f"{name}.csv").write_text(f"text,{field}\nThe cat,a\n")
+    files = [option for n in ("train", "valid") for option in (f"--{n}", str(tmp_path / f"{n}.csv"))]
+    options = ["--task", task, "--options.description", str(tmp_path / "t.yaml"), *files]
+    error = refused(capsys, [str(finished), *options, "--out", str(tmp_path / "run")])
+    assert f"{unlabelled}.csv, line 2: there is no field 'label'; there are text, lable" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_existing_folder_and_other_settings_are_refused(tuned, finished, files, capsys):
     assert "--resume" in refused(capsys, [str(finished), *files, "--out", str(tuned)])
     assert "leave out --epochs" in refused(capsys, ["--resume", str(tuned), "--epochs", "7"])

@@ -193,6 +193,20 @@ def test_without_labels_there_is_nothing_to_judge(glm, tokenizer):
         task.metrics(glm, [question])
 
 
+@pytest.mark.parametrize(
+    ("metrics", "label", "message"),
+    [
+        (["accuracy"], [], r"label: expected at least one right choice, got \[\]"),
+        (["accuracy", "f1"], [0, 1], r"label: expected one right choice, got \[0, 1\]"),
+    ],
+)
+def test_what_metrics_cannot_judge_is_refused_with_its_line(tokenizer, write, metrics, label, message):
+    description = Description(name="t", pattern="{q} [MASK]", choices=["{a}", "{b}"], metrics=metrics)
+    path = write("a.jsonl", jsonl({"q": "the", "a": "cat", "b": "dog", "label": label}))
+    with pytest.raises(ValueError, match=f"a.jsonl, line 1: {message}"):
+        Cloze(tokenizer, description).labelled_examples(path)
+
+
 # --------------------------------------------------------------------------------------------- metrics
 
 

@@ -86,13 +86,11 @@ def test_copa_learns_from_both_orders_of_its_choices(tokenizer, write, label):
     )
 
 
-def test_copa_is_mirrored_as_csv_and_without_labels(tokenizer, write):
+def test_copa_is_mirrored_as_csv(tokenizer, write):
     task, rng = load_task("copa", tokenizer), np.random.default_rng(0)
     fields = "premise,choice1,choice2,question"
     path = write("copa.csv", f"{fields},label\nIt was so.,a,b,cause,1\nIt was not.,a,b,effect,0\n")
     assert [set(question.gold) for question in task.training_examples(path, rng)] == [{1}, {0}, {0}, {1}]
-    path = write("test.csv", f"{fields}\nIt was so.,a,b,cause\n")
-    assert [question.gold for question in task.training_examples(path, rng)] == [frozenset(), frozenset()]
 
 
 MULTIRC_ANSWERS = [{"text": "a cat.", "idx": 0, "label": 1}, {"text": "a dog", "idx": 1, "label": 0}]
@@ -185,14 +183,24 @@ def test_a_checkpoint_is_kept_by_one_of_the_metrics(glm, tokenizer, write, name,
     assert task.primary in metrics and all(0 <= value <= 100 for value in metrics.values())
 
 
-def test_a_test_set_has_no_labels(tokenizer, write):
-    for name, record in (
-        ("record", RECORD | {"qas": [QUERY]}),
-        ("record", RECORD | {"qas": [QUERY | {"answers": []}]}),
-        ("rte", {"premise": "a", "hypothesis": "b"}),
-    ):
-        [question] = load_task(name, tokenizer).examples(write("a.jsonl", json.dumps(record)))
-        assert question.gold == frozenset()
+@pytest.mark.parametrize(
+    ("name", "record", "field"),
+    [
+        ("record", RECORD | {"qas": [QUERY]}, "answers"),
+        ("record", RECORD | {"qas": [QUERY | {"answers": []}]}, "answers"),
+        ("rte", {"premise": "a", "hypothesis": "b", "lable": "entailment"}, "label"),
+        ("copa", {k: v for k, v in CASES["copa"][0].items() if k != "label"}, "label"),
+    ],
+)
+def test_a_test_set_has_no_labels(glm, tokenizer, write, name, record, field):
+    """It can be answered, and neither learned from nor judged by."""
+    task, path = load_task(name, tokenizer), write("a.jsonl", json.dumps(record))
+    questions = task.examples(path)
+    assert [question.gold for question in questions] == [frozenset()] and task.predict(glm, questions)
+    with pytest.raises(ValueError, match=f"a.jsonl, line 1: there is no field '{field}'; there are "):
+        task.labelled_examples(path)
+    with pytest.raises(ValueError, match=f"a.jsonl, line 1: .*{field}"):
+        task.training_examples(path, np.random.default_rng(0))
 
 
 def test_long_fields_are_shortened_as_in_the_public_implementation():
@@ -250,11 +258,13 @@ def test_wsc_labels_by_name(tokenizer, write, label):
     assert example.label is False
 
 
-def test_wsc_without_labels_neither_teaches_nor_judges(glm, tokenizer, write):
+def test_wsc_without_labels_neither_teaches_nor_judges(glm, tokenizer, write, tmp_path):
     task, examples = wsc(tokenizer, write, {k: v for k, v in WSC.items() if k != "label"})
     for use in (task.loss, task.metrics):
         with pytest.raises(ValueError, match="expected a label in every example, found one without"):
             use(glm, examples)
+    with pytest.raises(ValueError, match="line 1: there is no field 'label'; there are text, target"):
+        task.labelled_examples(tmp_path / "wsc.jsonl")
 
 
 @pytest.mark.parametrize(
