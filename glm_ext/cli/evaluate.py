@@ -13,6 +13,7 @@ from glm_ext.extras import require
 from glm_ext.tasks import TASKS, Task, load_task
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
 from glm_ext.train.load import model_of
+from glm_ext.train.log import for_json
 from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = f"""The metrics of a trained model on a file of examples, JSON lines or CSV.
@@ -36,7 +37,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{name:<{width}}  {value:.4f}")
     if options.out is not None:
         with user_errors():
-            report = {"task": task.name, "data": options.data, "examples": len(examples), "metrics": metrics}
+            report = {
+                "task": task.name,
+                "data": options.data,
+                "examples": len(examples),
+                "metrics": for_json(metrics),
+            }
             Path(options.out).write_text(json.dumps(report, indent=2) + "\n")
     return 0
 

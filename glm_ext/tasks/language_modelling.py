@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from glm_ext.model import GLM
 from .likelihood import Likelihood, continuation, mask_field, tokens_besides
 from .records import Fields, Record, examples_of, read_records, read_text
 from .task import batches, length_option
+from .words import split_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,8 @@ class Perplexity(Likelihood):
 
     A window holds `window` tokens, of which the last `stride` are scored, after the rest; the first window
     scores all but its first token. So each token but the first of a text is scored once. word_perplexity
-    spreads the same cost over the text's words, which makes different vocabularies comparable.
+    spreads the same cost over the text's words (of Chinese and Japanese, its characters), which makes
+    different vocabularies comparable.
     """
 
     name, primary = "perplexity", "log_likelihood"
@@ -133,7 +135,7 @@ class Perplexity(Likelihood):
         tokens = self.tokenizer.encode(text)
         if len(tokens) < 2:
             raise ValueError(f"text: expected two tokens or more, got {text!r}")
-        words = len(text.split())
+        words = len(split_words(text))
         end = 1
         while end < len(tokens):
             begin = end  # of what is scored
@@ -151,9 +153,9 @@ class Perplexity(Likelihood):
     def metrics(self, model: GLM, examples: Sequence[Passage]) -> dict[str, float]:
         total = sum(self.nll(model, examples))
         per_token = total / sum(int(example.blocks.loss_mask.sum()) for example in examples)
-        values = {"log_likelihood": -per_token, "perplexity": math.exp(per_token)}
+        values = {"log_likelihood": -per_token, "perplexity": _exp(per_token)}
         if words := sum(example.words for example in examples):
-            values["word_perplexity"] = math.exp(total / words)
+            values["word_perplexity"] = _exp(total / words)
         return values
 
 
@@ -166,11 +168,18 @@ class Gaps:
     answers: list[str]
 
 
+class _Run(NamedTuple):
+    text: str
+    tokens: list[int]
+    missing: bool
+
+
 class Infill(Likelihood):
     """Words missing within a text, {"text": ...} a line: each is left out with probability `ratio`.
 
-    Neighbours share a blank; a text has one blank at least. exact: blanks that greedy filling restores word
-    for word, left to right, each seeing what was written before. The gaps follow from seed and text alone.
+    Words are those of `split_words`. Neighbours share a blank; a text has one blank at least. exact: blanks
+    that greedy filling restores word for word, left to right, each seeing what was written before. The gaps
+    follow from seed and text alone.
     """
 
     name, primary = "infill", "log_likelihood"
@@ -200,25 +209,22 @@ class Infill(Likelihood):
 
     def _example(self, record: Fields) -> Iterator[Gaps]:
         text = _text(record)
-        words = re.findall(r"\s*\S+", text)
-        lengths = np.cumsum([len(tokens) for tokens in self.tokenizer.encode_batch(words)]) + 2
-        words = words[: max(1, int((lengths <= self.max_length).sum()))]
-        rng = np.random.default_rng([self.seed, *text.encode()])
-        missing = rng.random(len(words)) < self.ratio
-        missing[rng.integers(len(words))] |= not missing.any()
+        words, seed = self._beginning(text), [self.seed, *text.encode()]
+        runs = self._runs(words, np.random.default_rng(seed))
+        # Words may have more tokens together than apart, where no white space is between them.
+        while sum(len(run.tokens) for run in runs) > self.max_length - 2:
+            words.pop()
+            runs = self._runs(words, np.random.default_rng(seed))
 
         ids = self.tokenizer.ids
         tokens, starts, ends, answers = [ids.cls], list[int](), list[int](), list[str]()
-        # Runs of words that are all there or all missing.
-        edges = [0, *(np.flatnonzero(np.diff(missing)) + 1).tolist(), len(words)]
-        for first, last in pairwise(edges):
-            piece = "".join(words[first:last])
+        for run in runs:
             begin = len(tokens)
-            tokens += self.tokenizer.encode(piece)
-            if missing[first]:
+            tokens += run.tokens
+            if run.missing:
                 starts.append(begin)
                 ends.append(len(tokens))
-                answers.append(piece.strip())
+                answers.append(run.text.strip())
         tokens.append(ids.eos)
         blocks = make_blocks(
             np.array(tokens),
@@ -231,6 +237,30 @@ class Infill(Likelihood):
         part_a = blocks.tokens[: blocks.prefix_len].tolist()
         places = [place for place, token in enumerate(part_a) if token == ids.mask]
         yield Gaps(blocks=blocks, prompt=Prompt(part_a, places), answers=answers)
+
+    def _beginning(self, text: str) -> list[str]:
+        """The words that fit into max_length, each taken alone; of a first word that does not, a part."""
+        words = split_words(text)
+        lengths = np.cumsum([len(tokens) for tokens in self.tokenizer.encode_batch(words)])
+        if fitting := words[: int((lengths <= self.max_length - 2).sum())]:
+            return fitting
+        word = words[0]
+        while len(self.tokenizer.encode(word)) > self.max_length - 2:
+            if len(word) == 1:
+                raise ValueError(f"text: expected {self.max_length - 2} tokens or fewer in {word!r}")
+            word = word[: len(word) // 2]
+        return [word]
+
+    def _runs(self, words: list[str], rng: np.random.Generator) -> list[_Run]:
+        """Runs of words that are all there or all missing; one is missing at least."""
+        missing = rng.random(len(words)) < self.ratio
+        missing[rng.integers(len(words))] |= not missing.any()
+        edges = [0, *(np.flatnonzero(np.diff(missing)) + 1).tolist(), len(words)]
+        texts = ["".join(words[first:last]) for first, last in pairwise(edges)]
+        return [
+            _Run(text, self.tokenizer.encode(text), bool(missing[first]))
+            for text, first in zip(texts, edges, strict=False)
+        ]
 
     def metrics(self, model: GLM, examples: Sequence[Gaps]) -> dict[str, float]:
         per_target = sum(self.nll(model, examples)) / sum(
@@ -249,7 +279,7 @@ class Infill(Likelihood):
                 right += [text == answer for text, answer in zip(texts, example.answers, strict=True)]
         return {
             "log_likelihood": -per_target,
-            "perplexity": math.exp(per_target),
+            "perplexity": _exp(per_target),
             "exact": 100 * sum(right) / len(right),
         }
 
@@ -259,3 +289,11 @@ def _text(record: Fields) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f'expected a text in the field "text", got {text!r}')
     return text.strip()
+
+
+def _exp(nll: float) -> float:
+    """inf where no float is as large, as for an untrained model and a word of hundreds of tokens."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf

@@ -131,13 +131,20 @@ class RunLog:
             print(text, file=self.stream, flush=True)
 
     def _write(self, step: int, **values: float | str) -> None:
-        # A number that JSON cannot say (nan, inf) becomes null rather than a line that other readers refuse.
-        finite = {k: v if isinstance(v, str) or abs(v) < float("inf") else None for k, v in values.items()}
-        self.metrics.write(json.dumps({"step": step, **finite}) + "\n")
+        self.metrics.write(json.dumps({"step": step, **for_json(values)}) + "\n")
         self.metrics.flush()
         for key, value in values.items():
             if not isinstance(value, str):
                 self.board.add_scalar(key, value, step)
+
+
+def for_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A number that JSON cannot say (nan, inf) becomes null rather than a file that other readers refuse.
+
+    >>> for_json({"loss": 2.0, "perplexity": float("inf")})
+    {'loss': 2.0, 'perplexity': None}
+    """
+    return {k: v if isinstance(v, str) or abs(v) < float("inf") else None for k, v in values.items()}
 
 
 class _Bar:

@@ -49,6 +49,13 @@ def test_options_of_a_task(run, tmp_path, capsys):
     assert f"\nperplexity       {expected['perplexity']:.4f}" in printed
 
 
+def test_a_report_is_json_that_others_read(run, tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "report.json"
+    text.write_text("x" * 400)
+    assert main(["evaluate", str(run), "--task", "perplexity", "--data", str(text), "--out", str(out)]) == 0
+    assert json.loads(out.read_text(), parse_constant=pytest.fail)["metrics"]["word_perplexity"] is None
+
+
 def test_a_head_comes_from_the_checkpoint(run, data, monkeypatch, capsys):
     arguments = ["--task", "head", "--data", str(data), "--options.description", "rte"]
     assert main(["evaluate", str(run), *arguments]) == 2

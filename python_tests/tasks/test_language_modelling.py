@@ -116,6 +116,26 @@ def test_perplexity_scores_every_token_but_the_first_once(glm, tokenizer, write,
     assert metrics["log_likelihood"] == pytest.approx(-total / (len(tokens) - 1), rel=1e-4)
 
 
+def test_a_perplexity_beyond_all_floats_is_infinite(glm, tokenizer, write):
+    task = load_task("perplexity", tokenizer, model_config=glm.config)
+    path = write("a.txt", "x" * 200)
+    metrics = task.metrics(glm, task.examples(path))
+    assert metrics["word_perplexity"] == math.inf > metrics["perplexity"]
+    for name in ("perplexity", "infill"):
+        task = load_task(name, tokenizer)
+        examples = task.examples(write("a.jsonl", json.dumps({"text": TEXT})))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task, "nll", lambda model, examples: [1e6])
+            assert task.metrics(glm, examples)["perplexity"] == math.inf
+
+
+def test_a_character_of_chinese_counts_as_a_word(glm, tokenizer, write):
+    task, text = load_task("perplexity", tokenizer, model_config=glm.config), "猫は庭にいる" * 20
+    examples = task.examples(write("a.txt", text))
+    metrics = task.metrics(glm, examples)
+    assert metrics["word_perplexity"] == pytest.approx(math.exp(sum(task.nll(glm, examples)) / len(text)))
+
+
 @pytest.mark.parametrize("name", ["a.txt", "A.TXT"])
 def test_a_text_file_is_read_as_other_files_are(tokenizer, tmp_path, name):
     """Without its byte order mark, and by name where it cannot be read."""
@@ -159,6 +179,29 @@ def test_gaps_restore_to_their_text(tokenizer, write):
         write("b.jsonl", json.dumps({"text": TEXT}))
     )
     assert again[0].answers == examples[0].answers != other[0].answers
+
+
+def whole_length(gaps):
+    """Tokens of the text with its gaps filled: each blank has one in Part A, and one that ends it."""
+    return gaps.blocks.prefix_len + int(gaps.blocks.loss_mask.sum()) - 2 * len(gaps.answers)
+
+
+def test_a_text_without_white_space_has_gaps_too(glm, tokenizer, write):
+    """In Chinese and Japanese every character is a word; elsewhere a word that is too long is cut."""
+    task = load_task("infill", tokenizer, model_config=glm.config, ratio=0.4)
+    texts = ["猫は庭にいる。" * 100, "x" * 601]
+    cut, long = task.examples(write("a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts)))
+    assert len(cut.answers) > 5 and all(answer in texts[0] for answer in cut.answers)
+    assert len(long.answers) == 1 and 20 < len(long.answers[0]) < 200
+    assert whole_length(cut) <= 128 and whole_length(long) <= 128
+    assert task.metrics(glm, [cut, long])["exact"] < 100
+
+
+def test_max_length_holds_where_words_have_more_tokens_together(tokenizer, monkeypatch):
+    task, apart = load_task("infill", tokenizer, ratio=0.3, max_length=40), tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: apart(text) * (1 + (" " in text.strip())))
+    [gaps] = task._example({"text": TEXT})
+    assert 30 < whole_length(gaps) <= 40
 
 
 def test_gaps_are_as_many_as_asked_for(tokenizer):
