@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from glm_ext.cli.errors import UserError, user_errors
+from glm_ext.cli.task_options import parse_arguments
 from glm_ext.extras import require
 from glm_ext.tasks import TASKS, Task, load_task
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
+from glm_ext.train.finetune_config import TaskOptions
 from glm_ext.train.load import model_of
 from glm_ext.train.log import for_json
 from glm_ext.train.settings import config_errors
@@ -56,11 +58,11 @@ def _parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--task", type=str | None, default=None, help="name of the task")
     parser.add_argument("--data", type=str | None, default=None, help="file of examples")
     parser.add_argument(
-        "--options", type=dict[str, Any], default={}, help="of the task, as in --options.max_length 512"
+        "--options", type=TaskOptions, default={}, help="of the task, as in --options.max_length 512"
     )
     parser.add_argument("--out", type=str | None, default=None, help="also write the metrics there, as JSON")
     with config_errors(["task", "data", "options", "out"]):
-        options = parser.parse_args(list(arguments))
+        options = parse_arguments(parser, arguments)
     for name in ("task", "data"):
         if options[name] is None:
             raise UserError(f"--{name} is missing; see glm-ext evaluate --help")

@@ -19,6 +19,7 @@ import torch
 
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.resume import resumed, stopped_by
+from glm_ext.cli.task_options import parse_arguments
 from glm_ext.config import GLMConfig
 from glm_ext.data.files import file_sha256
 from glm_ext.data.tokenizer import GLMTokenizer
@@ -64,8 +65,8 @@ def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | 
     parser.add_argument("--out", type=str, help="folder of the run; null: runs/TASK-<date>-<time>")
     parser.add_argument("--resume", type=str, help="folder of a finetuning run to go on with, as it was set")
     with config_errors([*setting_names(FinetuneConfig), "config", "out", "resume"]):
-        options = parser.parse_args(list(arguments))
-        given = vars(parser.parse_args(list(arguments), defaults=False).as_flat())
+        options = parse_arguments(parser, arguments)
+        given = vars(parse_arguments(parser, arguments, defaults=False).as_flat())
     if options.resume is None:
         options.source = options.run or options.source
         config = from_namespace(FinetuneConfig, options)

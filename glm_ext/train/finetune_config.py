@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from glm_ext.train.config import PRECISIONS, OptimConfig, check_device
 from glm_ext.train.settings import Settings, expect, expect_one_of, setting
+
+# Of Any, jsonargparse would take a text that looks like a list, as [MASK] does, for one.
+TaskOptions = dict[str, bool | int | float | str | None]
 
 
 def _recipe() -> OptimConfig:
@@ -38,7 +40,7 @@ class FinetuneConfig(Settings):
     task: str = setting("", "name of the task")
     train: str = setting("", "file of examples to learn from")
     valid: str = setting("", "file of examples by which the best checkpoint is chosen")
-    options: dict[str, Any] = field(
+    options: TaskOptions = field(
         default_factory=dict, metadata={"help": "of the task, as in --options.label_smoothing 0.1"}
     )
     from_scratch: bool = setting(False, "random weights, with the sizes and the tokenizer of the source")

@@ -1,0 +1,35 @@
+"""The options of a task on the command line: --options.mask "[MASK]"."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+_PREFIX = "--options."
+
+
+def parse_arguments(parser: Any, arguments: Sequence[str], **settings: Any) -> Any:
+    """parser.parse_args; the value of an `--options.KEY` is a text, a number, true, false or null.
+
+    jsonargparse would read it as YAML, in which [MASK] is a list and "Question: {source}" a key with its
+    value. Within one `--options {...}` a text stays one, so that is what the parser is given.
+    """
+    rest, given = [], dict[str, str | None]()
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        key, equals, value = argument.partition("=")
+        if not equals and waiting and not waiting[0].startswith("--"):
+            value = waiting[0]
+        if not key.startswith(_PREFIX) or not (equals or value):
+            rest.append(argument)
+            continue
+        if not equals:
+            waiting.pop(0)
+        given[key.removeprefix(_PREFIX)] = None if value == "null" else value
+    parsed = parser.parse_args(rest, **settings)
+    if given:
+        options = json.dumps({**(parsed.get("options") or {}), **given}, ensure_ascii=False)
+        parsed = parser.parse_args([*rest, "--options", options], **settings)
+    return parsed
