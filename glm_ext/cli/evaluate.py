@@ -77,5 +77,6 @@ def _load_head(task: Task, checkpoint: Checkpoint, folder: Path) -> None:
         raise UserError(f"{folder}: holds no head for {task.name}; train one: glm-ext finetune --task head")
     try:
         task.module.load_state_dict(checkpoint.head)
-    except RuntimeError as error:
-        raise UserError(f"{folder}: its head is not that of {task.name}: {error}") from None
+    except (RuntimeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{folder}: its head is not that of {task.name}: {message}") from None

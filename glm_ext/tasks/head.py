@@ -5,8 +5,11 @@ logits = output(dropout(tanh(dense(h)))),   h the last hidden state of [CLS]
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +27,22 @@ from .superglue import SUPERGLUE
 
 
 class ClassificationHead(nn.Module):
-    """[B, E] -> [B, classes]: dense, tanh, dropout, output. Weights ~ N(0, 0.02), biases 0.
+    """[B, E] -> [B, labels]: dense, tanh, dropout, output. Weights ~ N(0, 0.02), biases 0.
 
-    >>> ClassificationHead(8, 3)(torch.randn(5, 8)).shape
+    The state that it saves holds the labels: ValueError for one with others, or in another order, as its
+    numbers would mean something else. A state without labels is loaded with a warning.
+
+    >>> ClassificationHead(8, ["no", "maybe", "yes"])(torch.randn(5, 8)).shape
     torch.Size([5, 3])
     """
 
-    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.1) -> None:
+    def __init__(self, hidden_size: int, labels: Sequence[str], dropout: float = 0.1) -> None:
         super().__init__()
+        self.labels = list(labels)
+        self.register_load_state_dict_pre_hook(_without_labels)  # type: ignore[no-untyped-call]
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(hidden_size, num_classes)
+        self.output = nn.Linear(hidden_size, len(self.labels))
         for layer in (self.dense, self.output):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -42,6 +50,26 @@ class ClassificationHead(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         logits: Tensor = self.output(self.dropout(torch.tanh(self.dense(state))))
         return logits
+
+    def get_extra_state(self) -> Tensor:
+        """The labels as the bytes of a JSON list: a checkpoint holds tensors only."""
+        return torch.frombuffer(bytearray(json.dumps(self.labels).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        labels = json.loads(bytes(state.tolist()))
+        if labels != self.labels:
+            raise ValueError(
+                f"the labels of the head are {', '.join(labels)}, in this order; those of the task are "
+                f"{', '.join(self.labels)}"
+            )
+
+
+def _without_labels(head: ClassificationHead, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Heads of earlier versions did not save their labels."""
+    if f"{prefix}_extra_state" not in state:
+        labels = ", ".join(head.labels)
+        warnings.warn(f"the head does not tell its labels; taken to be {labels}, in this order", stacklevel=2)
+        state[f"{prefix}_extra_state"] = head.get_extra_state()
 
 
 class Head(Cloze):
@@ -74,7 +102,7 @@ class Head(Cloze):
         if not self.description.verbalizer:
             raise ValueError(f"{self.name}: a head needs labels that all examples share; this task has none")
         self.name = f"{self.name}-head"
-        self.module = self.head = ClassificationHead(hidden_size, len(self.description.labels), dropout)
+        self.module = self.head = ClassificationHead(hidden_size, self.description.labels, dropout)
         fields = [piece for piece in parse_pattern(self.description.pattern) if piece.field is not None]
         parts = [(Piece(SPECIAL_TOKENS["sep"]), Piece("", piece.field, piece.form)) for piece in fields]
         self._pieces = [piece for pair in parts for piece in pair][1:]

@@ -225,7 +225,7 @@ def test_resume_on_other_examples_is_refused(tmp_path, finished, files, capsys):
 
 
 @pytest.mark.parametrize("task", ["cloze", "head"])
-def test_what_was_learned_is_what_is_evaluated(tmp_path, finished, task):
+def test_what_was_learned_is_what_is_evaluated(tmp_path, finished, capsys, task):
     """From the command line to the last metric; a head's own layers go the same way as the model's."""
     description, data, report = tmp_path / "animals.yaml", tmp_path / "data.jsonl", tmp_path / "report.json"
     description.write_text(
@@ -247,3 +247,10 @@ def test_what_was_learned_is_what_is_evaluated(tmp_path, finished, task):
     assert kept.state["best"]["metrics"]["accuracy"] > 60
     assert main(["evaluate", str(run / "best"), *options, "--data", str(data), "--out", str(report)]) == 0
     assert json.loads(report.read_text())["metrics"] == pytest.approx(kept.state["best"]["metrics"])
+    if task == "head":
+        description.write_text(
+            description.read_text().replace('{"0": cat, "1": dog}', '{"1": dog, "0": cat}')
+        )
+        assert main(["evaluate", str(run / "best"), *options, "--data", str(data)]) == 2
+        error = capsys.readouterr().err
+        assert "labels of the head are 0, 1, in this order; those of the task are 1, 0" in error

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glm_ext.tasks import Description, load_task
-from glm_ext.tasks.head import Head
+from glm_ext.tasks.head import ClassificationHead, Head
 
 
 def records(n=8):
@@ -61,3 +61,26 @@ def test_a_task_without_common_labels_has_no_head(tokenizer):
         load_task("head", tokenizer, description="rte")
     own = Description(name="t", pattern="{a} [MASK]", verbalizer={"x": "y", "z": "w"})
     assert Head(tokenizer, own, hidden_size=8).module.output.out_features == 2
+
+
+def test_a_head_knows_its_labels():
+    head = ClassificationHead(8, ["no", "maybe", "yes"])
+    twin = ClassificationHead(8, ["no", "maybe", "yes"])
+    state = head.state_dict()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    twin.load_state_dict(state)
+    torch.testing.assert_close(twin.output.weight, head.output.weight)
+    for labels in (["yes", "maybe", "no"], ["no", "yes"]):
+        message = f"labels of the head are no, maybe, yes, .* those of the task are {', '.join(labels)}"
+        with pytest.raises(ValueError, match=message):
+            ClassificationHead(8, labels).load_state_dict(state)
+
+
+def test_a_head_that_does_not_know_its_labels_is_loaded_with_a_warning():
+    head = ClassificationHead(8, ["no", "yes"])
+    old = {name: value for name, value in head.state_dict().items() if name != "_extra_state"}
+    twin = ClassificationHead(8, ["no", "yes"])
+    with pytest.warns(UserWarning, match="does not tell its labels; taken to be no, yes, in this order"):
+        twin.load_state_dict(old)
+    torch.testing.assert_close(twin.dense.weight, head.dense.weight)
+    assert "_extra_state" not in old
