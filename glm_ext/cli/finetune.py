@@ -112,6 +112,9 @@ def prepare(config: FinetuneConfig, run: Path, resume: Checkpoint | None) -> Job
     model.to(config.device)
 
     run.mkdir(parents=True, exist_ok=True)
+    description = config.options.get("description")
+    if isinstance(description, str) and Path(description).is_file():  # else a name among SuperGLUE's tasks
+        files["description"] = Path(description)
     check_same_files(run / "data.json", files)
     config.to_yaml(run / "config.yaml")
     tokenizer.save(run)
@@ -156,11 +159,12 @@ def train(job: Job) -> int:
 
 
 def check_same_files(path: Path, files: dict[str, Path]) -> None:
-    """Records in a new run which examples it learns from; a resumed run must find the same."""
+    """Records in a new run what it learns from; a resumed run must find the same."""
     now = {name: file_sha256(file) for name, file in files.items()}
     if not path.exists():
         path.write_text(json.dumps(now, indent=2), encoding="utf-8")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [str(files[name]) for name in now if before[name] != now[name]]:
-        raise UserError(f"{', '.join(changed)} changed since the run began; go on with the same examples")
+    # Runs of earlier versions did not record their description.
+    if changed := [str(files[name]) for name in now if before.get(name, now[name]) != now[name]]:
+        raise UserError(f"{', '.join(changed)} changed since the run began; go on with the same files")

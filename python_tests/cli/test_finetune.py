@@ -224,6 +224,21 @@ def test_resume_on_other_examples_is_refused(tmp_path, finished, files, capsys):
     assert "train.jsonl changed since the run began" in refused(capsys, ["--resume", str(tmp_path / "run")])
 
 
+def test_resume_with_another_description_is_refused(tmp_path, finished, capsys):
+    description, data, run = tmp_path / "t.yaml", tmp_path / "a.csv", tmp_path / "run"
+    description.write_text('pattern: "{text} [MASK]"\nverbalizer: {a: cat, b: dog}\n')
+    data.write_text("text,label\nThe cat,a\n")
+    files = ["--train", str(data), "--valid", str(data), "--epochs", "1", "--out", str(run)]
+    options = ["--task", "cloze", "--options.description", str(description), *files]
+    assert main(["finetune", str(finished), *options]) == 0
+    assert main(["finetune", "--resume", str(run)]) == 0
+    description.write_text(description.read_text().replace("[MASK]", "or [MASK]"))
+    assert "t.yaml changed since the run began" in refused(capsys, ["--resume", str(run)])
+    recorded = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({name: recorded[name] for name in ("train", "valid")}))
+    assert main(["finetune", "--resume", str(run)]) == 0  # of an earlier version
+
+
 @pytest.mark.parametrize("task", ["cloze", "head"])
 def test_what_was_learned_is_what_is_evaluated(tmp_path, finished, capsys, task):
     """From the command line to the last metric; a head's own layers go the same way as the model's."""
