@@ -1,7 +1,7 @@
 """What a model can be finetuned for and judged by. A task is made by name: `load_task("rte", tokenizer)`.
 
 Reads in this order: task, records, pattern, description, choices, cloze, superglue, head, seq2seq;
-likelihood, language_modelling.
+likelihood, words, language_modelling.
 """
 
 from __future__ import annotations
