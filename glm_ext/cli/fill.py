@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -56,20 +57,24 @@ def main(arguments: Sequence[str]) -> int:
     interactive = sys.stdin.isatty()
     if interactive:
         print("A text with [MASK], [sMASK] or [gMASK] where something is missing; an empty line ends.")
-    for line in _lines(interactive):
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # so that filled() says which line is not UTF-8
+    for number, line in enumerate(_lines(interactive), start=1):
+        if not line.strip():
+            continue
         try:
             print(filled(line), flush=True)
         except UserError as error:
             if not interactive:
-                raise
+                raise UserError(f"line {number}: {error}") from error
             print(f"  {error}")
     return 0
 
 
 def _lines(interactive: bool) -> Iterator[str]:
-    """What is typed until an empty line, or the lines of stdin that hold text."""
+    """What is typed until an empty line, or the lines of stdin."""
     if not interactive:
-        yield from filter(str.strip, (line.rstrip("\n") for line in sys.stdin))
+        yield from (line.rstrip("\n") for line in sys.stdin)
         return
     with suppress(ImportError):
         import readline  # noqa: F401  (its import gives input() history and editing)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import vocabularies
 from .special import MASK_TOKENS, SPECIAL_TOKENS, SpecialIds
@@ -111,8 +111,9 @@ class GLMTokenizer:
         """Token ids of a text, nothing added.
 
         allow_special: which special tokens are read as such where the text spells them: none, all (True), or
-        those named.
+        those named. ValueError where the text holds a lone surrogate, as a byte that is not UTF-8 becomes.
         """
+        expect_utf8(text)
         allowed = self._special if allow_special is True else allow_special or ()
         if not allowed:
             return self._encode(text)
@@ -131,16 +132,11 @@ class GLMTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Plain encode of many texts, in parallel."""
-        return [
-            encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        return [encoding.ids for encoding in self._encodings(texts)]
 
     def encode_with_ends(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Plain encode of many texts: of each, its ids, and up to which character each of them reaches."""
-        return [
-            (encoding.ids, [end for _, end in encoding.offsets])
-            for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        return [(encoding.ids, [end for _, end in encoding.offsets]) for encoding in self._encodings(texts)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; special tokens are left out, or spelled if skip_special=False.
@@ -178,6 +174,12 @@ class GLMTokenizer:
             if token not in special:
                 pieces[token] = piece
         return pieces
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        for text in texts:
+            expect_utf8(text)
+        encodings: list[Any] = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -233,6 +235,22 @@ class GLMTokenizer:
     @property
     def eop_id(self) -> int:
         return self.ids.eop
+
+
+def expect_utf8(text: str) -> None:
+    """ValueError that says where the text holds what UTF-8 cannot say.
+
+    >>> expect_utf8("naïve"), expect_utf8("a \\udcff")
+    Traceback (most recent call last):
+    ValueError: not UTF-8 at character 2 ('\\udcff'); convert the text, e.g. with iconv -t UTF-8
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"not UTF-8 at character {error.start} ({text[error.start]!r}); "
+            "convert the text, e.g. with iconv -t UTF-8"
+        ) from None
 
 
 def _check_ids(tokenizer: Tokenizer) -> None:

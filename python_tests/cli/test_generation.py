@@ -59,7 +59,16 @@ def test_fill_reads_lines_from_a_pipe(glm_ext, run, monkeypatch):
     assert code == 0 and printed.splitlines() == expected
     monkeypatch.setattr(sys, "stdin", io.StringIO("no blank\n"))
     code, _, complaint = glm_ext("fill", run)
-    assert code == 2 and "no blank to fill in 'no blank'" in complaint
+    assert code == 2 and "line 1: no blank to fill in 'no blank'" in complaint
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_line_that_is_not_utf8_is_named(glm_ext, run, monkeypatch, errors):
+    piped = io.BytesIO(f"{TEXT}\n\n".encode() + b"a \xff [MASK]\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(piped, encoding="utf-8", errors=errors))
+    code, printed, complaint = glm_ext("fill", run, "--max_length", 5)
+    assert code == 2 and printed.count("\n") == 1
+    assert complaint.startswith(r"glm-ext: line 3: not UTF-8 at character 2 ('\udcff')")
 
 
 def test_fill_talks_on_a_terminal(glm_ext, run, monkeypatch):
@@ -102,6 +111,8 @@ def test_generate_with_beams(glm_ext, run):
         (["generate", "RUN", "word " * 2000], "(max_positions); shorten it"),
         (["generate", "RUN", "--mask", "MASK"], "mask: expected one of [MASK]"),
         (["generate", "/no/such/run"], "/no/such/run"),
+        (["fill", "RUN", "a [MASK] \udcff"], "not UTF-8 at character 9"),
+        (["generate", "RUN", "abc \udcff"], "not UTF-8 at character 4"),
     ],
 )
 def test_mistakes_are_one_line(glm_ext, run, arguments, message):

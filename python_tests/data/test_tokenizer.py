@@ -29,6 +29,14 @@ def test_unicode_comes_back(tokenizer: GLMTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_a_lone_surrogate_is_refused_with_its_place() -> None:
+    """What a byte that is not UTF-8 becomes on a command line, and half a pair of an escaped JSON string."""
+    for text in ("the \udcff", "the \ud83d"):
+        for encode in (SMALL.encode, SMALL.encode_batch, SMALL.encode_with_ends):
+            with pytest.raises(ValueError, match="not UTF-8 at character 4"):
+                encode(text if encode == SMALL.encode else ["cat", text])
+
+
 def test_special_tokens_have_the_fixed_low_ids(tokenizer: GLMTokenizer) -> None:
     assert tokenizer.ids == SpecialIds() == tuple(range(11))
     named = [tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id, tokenizer.gmask_id, tokenizer.smask_id]
