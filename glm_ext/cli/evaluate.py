@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_ext.cli.errors import UserError, user_errors
-from glm_ext.cli.task_options import parse_arguments
+from glm_ext.cli.task_options import parse_task_arguments
 from glm_ext.extras import require
 from glm_ext.tasks import TASKS, Task, load_task
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
@@ -61,8 +61,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         "--options", type=TaskOptions, default={}, help="of the task, as in --options.max_length 512"
     )
     parser.add_argument("--out", type=str | None, default=None, help="also write the metrics there, as JSON")
-    with config_errors(["task", "data", "options", "out"]):
-        options = parse_arguments(parser, arguments)
+    options = parse_task_arguments(parser, arguments)
     for name in ("task", "data"):
         if options[name] is None:
             raise UserError(f"--{name} is missing; see glm-ext evaluate --help")

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
-from glm_ext.extras import require
 from glm_ext.generate import fill
 from glm_ext.train.load import load_model
-from glm_ext.train.settings import config_errors
+from glm_ext.train.settings import add_flag, command_parser
 
 _DESCRIPTION = """Fills every [MASK] (a few words), [sMASK] (a sentence) and [gMASK] (the rest) of a text.
 Without a text it asks for one after another; from a pipe or a file it fills each line."""
@@ -20,10 +20,7 @@ Without a text it asks for one after another; from a pipe or a file it fills eac
 
 def main(arguments: Sequence[str]) -> int:
     with user_errors():
-        jsonargparse = require("jsonargparse", extra="train")
-        parser = jsonargparse.ArgumentParser(
-            prog="glm-ext fill", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
-        )
+        parser = command_parser("glm-ext fill", _DESCRIPTION)
         parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
         parser.add_argument("text", type=str, nargs="?", default=None, help='as in "The [MASK] of the list."')
         parser.add_argument(
@@ -32,16 +29,9 @@ def main(arguments: Sequence[str]) -> int:
             default=None,
             help="which blank is filled first, second, ..., from 0, as in [1,0]; left to right by default",
         )
-        parser.add_argument(
-            "--allow_special",
-            action=jsonargparse.ActionYesNo,
-            nargs="?",
-            default=False,
-            help="read [SEP] and the like in the text as such",
-        )
-        known = ["order", "allow_special", *add_generation_options(parser)]
-        with config_errors(known):
-            options = parser.parse_args(list(arguments))
+        add_flag(parser, "allow_special", False, "read [SEP] and the like in the text as such")
+        add_generation_options(parser)
+        options = parse_arguments(parser, arguments)
         config = generation_config(options)
         model, tokenizer = load_model(options.run)
 

@@ -19,7 +19,7 @@ import torch
 
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.resume import resumed, stopped_by
-from glm_ext.cli.task_options import parse_arguments
+from glm_ext.cli.task_options import parse_task_arguments
 from glm_ext.config import GLMConfig
 from glm_ext.data.files import file_sha256
 from glm_ext.data.tokenizer import GLMTokenizer
@@ -28,7 +28,7 @@ from glm_ext.train.checkpoint import Checkpoint, CheckpointError, load_checkpoin
 from glm_ext.train.finetune import Finetuner, num_steps
 from glm_ext.train.finetune_config import FinetuneConfig
 from glm_ext.train.log import RunLog
-from glm_ext.train.settings import config_errors, config_parser, from_namespace, setting_names
+from glm_ext.train.settings import config_parser, from_namespace
 from glm_ext.train.update import Diverged
 
 if TYPE_CHECKING:
@@ -64,9 +64,8 @@ def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | 
     parser.add_argument("run", type=str, nargs="?", help="the same as --source")
     parser.add_argument("--out", type=str, help="folder of the run; null: runs/TASK-<date>-<time>")
     parser.add_argument("--resume", type=str, help="folder of a finetuning run to go on with, as it was set")
-    with config_errors([*setting_names(FinetuneConfig), "config", "out", "resume"]):
-        options = parse_arguments(parser, arguments)
-        given = vars(parse_arguments(parser, arguments, defaults=False).as_flat())
+    options = parse_task_arguments(parser, arguments)
+    given = vars(parse_task_arguments(parser, arguments, defaults=False).as_flat())
     if options.resume is None:
         options.source = options.run or options.source
         config = from_namespace(FinetuneConfig, options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
-from glm_ext.extras import require
 from glm_ext.generate import continued, generate, stream
 from glm_ext.train.load import load_model
-from glm_ext.train.settings import config_errors
+from glm_ext.train.settings import command_parser
 
 _DESCRIPTION = """Continues a prompt, or writes a text out of nothing where none is given; shows it as it is
 written. By default it draws at temperature 0.8 up to 128 tokens; with --num_beams it searches first and shows
@@ -18,18 +18,14 @@ the result."""
 
 def main(arguments: Sequence[str]) -> int:
     with user_errors():
-        jsonargparse = require("jsonargparse", extra="train")
-        parser = jsonargparse.ArgumentParser(
-            prog="glm-ext generate", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
-        )
+        parser = command_parser("glm-ext generate", _DESCRIPTION)
         parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
         parser.add_argument("prompt", type=str, nargs="?", default="", help="plain text; nothing by default")
         parser.add_argument(
             "--mask", type=str, default="[gMASK]", help="[gMASK]: a long continuation; [sMASK]: sentences"
         )
-        known = ["mask", *add_generation_options(parser, max_length=None, temperature=None, top_p=0.95)]
-        with config_errors(known):
-            options = parser.parse_args(list(arguments))
+        add_generation_options(parser, max_length=None, temperature=None, top_p=0.95)
+        options = parse_arguments(parser, arguments)
         model, tokenizer = load_model(options.run)
         config = generation_config(
             options,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from glm_ext.generate import GenerationConfig
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
-def add_generation_options(parser: Any, **defaults: Any) -> list[str]:
-    """Adds every field of GenerationConfig and returns their names.
+
+def add_generation_options(parser: ArgumentParser, **defaults: Any) -> None:
+    """Adds every field of GenerationConfig.
 
     defaults: those that differ from the field's; None where the command decides later.
     """
@@ -18,7 +21,6 @@ def add_generation_options(parser: Any, **defaults: Any) -> list[str]:
         default = defaults.get(setting.name, setting.default)
         kind = types[setting.name] | None if default is None else types[setting.name]
         parser.add_argument(f"--{setting.name}", type=kind, default=default, help=setting.metadata["help"])
-    return list(types)
 
 
 def generation_config(options: Any, **decided: Any) -> GenerationConfig:

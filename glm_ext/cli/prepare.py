@@ -12,17 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data.files import file_sha256
 from glm_ext.data.prepare import PrepareSettings, prepare
 from glm_ext.data.tokenizer import GLMTokenizer
-from glm_ext.extras import require
-from glm_ext.train.settings import config_errors
+from glm_ext.train.settings import command_parser
 
 _DESCRIPTION = """Makes a token store of files and folders: .txt (a document), .jsonl (a document a line,
 as {"text": ...} or {"prompt": ..., "text": ...}), both also as .gz, and .parquet with such columns. Stopped
 at any moment, the same command goes on where it was."""
-_OPTIONS = ["sources", "out", "tokenizer", "kind", "vocab_size", "sentences", "on_error", "workers"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,10 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    jsonargparse = require("jsonargparse", extra="train")
-    parser = jsonargparse.ArgumentParser(
-        prog="glm-ext prepare", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
-    )
+    parser = command_parser("glm-ext prepare", _DESCRIPTION)
     add = parser.add_argument
     add("sources", type=str, nargs="+", help="files, and folders that are searched for such files")
     add("--out", type=str, required=True, help="folder of the store, to be made")
@@ -68,8 +64,7 @@ def parse(arguments: Sequence[str]) -> Any:
     )
     add("--on_error", type=str, default="stop", help="at what cannot be read: stop, or skip and count")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    with config_errors(_OPTIONS):
-        options = parser.parse_args(list(arguments))
+    options = parse_arguments(parser, arguments)
     if options.workers < 1:
         raise UserError(f"workers: expected at least 1, got {options.workers}")
     if options.sentences not in ("auto", "punkt", "marks"):

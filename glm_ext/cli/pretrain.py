@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from glm_ext.batch import Batch
+from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.resume import resumed, stopped_by
 from glm_ext.cli.text import TrainingText, load_text
@@ -35,7 +36,7 @@ from glm_ext.train.checkpoint import Checkpoint
 from glm_ext.train.config import TrainConfig
 from glm_ext.train.log import RunLog
 from glm_ext.train.plot import plot_loss
-from glm_ext.train.settings import ConfigError, config_errors, config_parser, from_namespace, setting_names
+from glm_ext.train.settings import ConfigError, config_parser, from_namespace
 from glm_ext.train.trainer import Diverged, Evaluation, Trainer
 
 _DESCRIPTION = """Trains a GLM on text and fills three blanks of text it has not seen. With no options: the
@@ -75,9 +76,8 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | Non
     parser.add_argument(
         "--resume", type=str, help="run folder to go on with, as it was set; --steps may be raised"
     )
-    with config_errors([*setting_names(TrainConfig), "config", "run", "resume"]):
-        options = parser.parse_args(list(arguments))
-        given = vars(parser.parse_args(list(arguments), defaults=False).as_flat())
+    options = parse_arguments(parser, arguments)
+    given = vars(parse_arguments(parser, arguments, defaults=False).as_flat())
     if options.resume is None:
         run = Path(options.run or time.strftime("runs/pretrain-%Y%m%d-%H%M%S"))
         if run.exists():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data import (
     SPECIAL_TOKENS,
@@ -23,7 +24,7 @@ from glm_ext.data import (
 )
 from glm_ext.extras import require
 from glm_ext.train.plot_sample import SampleView, plot_sample, span_colour, view_sample
-from glm_ext.train.settings import config_errors
+from glm_ext.train.settings import command_parser
 
 _DESCRIPTION = """Draws a sample as the model sees it: Part A and Part B, the attention mask, both positions,
 inputs and targets. With no options: a piece of the documentation inside Python."""
@@ -56,10 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    jsonargparse = require("jsonargparse", extra="train")
-    parser = jsonargparse.ArgumentParser(
-        prog="glm-ext show", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
-    )
+    parser = command_parser("glm-ext show", _DESCRIPTION)
     parser.add_argument("--text", type=str | None, default=None, help="a text of your own")
     parser.add_argument("--objective", type=str, default="token", help=", ".join(_OBJECTIVES))
     parser.add_argument("--seed", type=int, default=0, help="which piece of text, which spans")
@@ -70,9 +68,7 @@ def parse(arguments: Sequence[str]) -> Any:
     parser.add_argument("--path", type=str | None, default=None, help="corpus; null: the text inside Python")
     parser.add_argument("--run", type=str | None, default=None, help="run folder whose tokenizer to use")
     parser.add_argument("--out", type=str, default="sample.png", help="where the picture goes")
-    known = ["text", "objective", "seed", "ratio", "length", "path", "run", "out"]
-    with config_errors(known):
-        options = parser.parse_args(list(arguments))
+    options = parse_arguments(parser, arguments)
     if options.objective not in _OBJECTIVES:
         raise UserError(f"objective: expected one of {', '.join(_OBJECTIVES)}, got {options.objective!r}")
     if not 8 <= options.length <= _MAX_TOKENS:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from glm_ext.cli.arguments import parse_arguments
+
 _PREFIX = "--options."
 
 
-def parse_arguments(parser: Any, arguments: Sequence[str], **settings: Any) -> Any:
-    """parser.parse_args; the value of an `--options.KEY` is a text, a number, true, false or null.
+def parse_task_arguments(parser: Any, arguments: Sequence[str], **how: Any) -> Any:
+    """`parse_arguments`; the value of an `--options.KEY` is a text, a number, true, false or null.
 
     jsonargparse would read it as YAML, in which [MASK] is a list and "Question: {source}" a key with its
     value. Within one `--options {...}` a text stays one, so that is what the parser is given.
@@ -28,8 +30,9 @@ def parse_arguments(parser: Any, arguments: Sequence[str], **settings: Any) -> A
         if not equals:
             waiting.pop(0)
         given[key.removeprefix(_PREFIX)] = None if value == "null" else value
-    parsed = parser.parse_args(rest, **settings)
+    parsed = parse_arguments(parser, rest, **how)
     if given:
         options = json.dumps({**(parsed.get("options") or {}), **given}, ensure_ascii=False)
-        parsed = parser.parse_args([*rest, "--options", options], **settings)
+        end = rest.index("--") if "--" in rest else len(rest)
+        parsed = parse_arguments(parser, [*rest[:end], "--options", options, *rest[end:]], **how)
     return parsed

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.data.corpus import warn_or_raise
 from glm_ext.data.shards import sample_texts
 from glm_ext.data.sources import Piece, find_files
 from glm_ext.data.tokenizer import GLMTokenizer
-from glm_ext.extras import require
-from glm_ext.train.settings import config_errors
+from glm_ext.train.settings import command_parser
 
 _DESCRIPTION = """Writes a tokenizer.json: trained on files and folders of text (the kinds that glm-ext
 prepare reads), or with --adopt the vocabulary of GPT-2, BERT or sentencepiece."""
-_OPTIONS = ["sources", "out", "kind", "vocab_size", "adopt", "sample"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,10 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    jsonargparse = require("jsonargparse", extra="train")
-    parser = jsonargparse.ArgumentParser(
-        prog="glm-ext tokenizer", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
-    )
+    parser = command_parser("glm-ext tokenizer", _DESCRIPTION)
     add = parser.add_argument
     add("sources", type=str, nargs="*", help="files, and folders that are searched for such files")
     add("--out", type=str, default="tokenizer.json", help="file to write, or a folder to write it into")
@@ -48,8 +44,7 @@ def parse(arguments: Sequence[str]) -> Any:
         default=None,
         help="GPT-2's vocab.json (merges.txt beside it), BERT's vocab.txt, a sentencepiece .model, a folder",
     )
-    with config_errors(_OPTIONS):
-        options = parser.parse_args(list(arguments))
+    options = parse_arguments(parser, arguments)
     if (options.adopt is None) == (not options.sources):
         raise UserError("give either files and folders to learn from, or --adopt and a vocabulary")
     if options.sample < 1:

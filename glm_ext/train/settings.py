@@ -68,18 +68,30 @@ class Settings:
 
 def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str = "") -> ArgumentParser:
     """A parser with one option per setting; it reads YAML files by the same declarations."""
+    parser = command_parser(prog, description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    for key, hint, default, help in _leaves(cls):
+        if hint is bool:
+            add_flag(parser, key, default, help)
+        else:
+            parser.add_argument(f"--{key}", type=hint, default=default, help=help)
+    return parser
+
+
+def command_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser that raises what is wrong and completes no names."""
     jsonargparse = require("jsonargparse", extra="train")
     parser: ArgumentParser = jsonargparse.ArgumentParser(
         prog=prog, description=description, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    for key, hint, default, help in _leaves(cls):
-        if hint is bool:  # --compile says as much as --compile true
-            kind = {"action": jsonargparse.ActionYesNo, "nargs": "?"}
-        else:
-            kind = {"type": hint}
-        parser.add_argument(f"--{key}", default=default, help=help, **kind)
     return parser
+
+
+def add_flag(parser: ArgumentParser, key: str, default: bool, help: str) -> None:
+    """An option that says as much alone, --compile, as with a value, --compile true."""
+    parser.add_argument(
+        f"--{key}", type=bool, nargs="?", const=True, default=default, metavar="true|false", help=help
+    )
 
 
 def setting_names(cls: type[Settings]) -> list[str]:

@@ -46,7 +46,7 @@ def test_fill_is_the_python_function(glm_ext, run, settings):
 @pytest.mark.parametrize("option", [["--allow_special"], ["--allow_special", "true"]])
 def test_special_tokens_are_read_where_asked_for(glm_ext, run, option):
     text = f"[SEP] {TEXT}"
-    code, printed, _ = glm_ext("fill", run, text, "--max_length", 5, *option)
+    code, printed, _ = glm_ext("fill", run, "--max_length", 5, *option, text)
     assert code == 0
     assert printed == fill(*load_model(run), text, max_length=5, allow_special=True).text + "\n"
 
@@ -82,6 +82,25 @@ def test_fill_talks_on_a_terminal(glm_ext, run, monkeypatch):
     assert filled == fill(*load_model(run), TEXT, max_length=5).text
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fill", "RUN", "--max_length", 3, TEXT],
+        ["fill", "--max_length=3", "RUN", TEXT],
+        ["fill", "--max_length", 3, "--allow_special", "false", "--", "RUN", TEXT],
+    ],
+)
+def test_a_text_may_follow_the_options(glm_ext, run, arguments):
+    code, printed, complaint = glm_ext(*[run if argument == "RUN" else argument for argument in arguments])
+    assert (code, complaint) == (0, "") and printed == fill(*load_model(run), TEXT, max_length=3).text + "\n"
+
+
+def test_a_text_may_begin_with_a_dash(glm_ext, run):
+    text = "-- The cat [MASK]."
+    for arguments in (["--max_length", 3, text], ["--max_length", 3, "--", "--cat [MASK]"]):
+        assert glm_ext("fill", run, *arguments)[0] == 0
+
+
 @pytest.mark.parametrize("prompt", [[], ["The cat sees"]])
 def test_generate_is_the_python_function(glm_ext, run, prompt):
     code, printed, _ = glm_ext("generate", run, *prompt, "--seed", 2, "--min_length", 5, "--max_length", 9)
@@ -106,6 +125,10 @@ def test_generate_with_beams(glm_ext, run):
         (["fill", "RUN", TEXT, "--order", "[0]"], "order: expected each of 0 to 1 once, got [0]"),
         (["fill", "RUN", TEXT, "--top_q", "0.5"], "did you mean 'top_"),
         (["generate", "RUN", "--temperatur", "0.5"], "did you mean 'temperature'"),
+        (["generate", "RUN", "--temperatur", "0.5", "a text"], "did you mean 'temperature'"),
+        (["fill", "RUN", TEXT, "another"], "unrecognized arguments: another"),
+        (["fill", "RUN", TEXT, "--seed"], "argument --seed: expected one argument"),
+        (["fill", "--seed", "3"], "the following arguments are required: run"),
         (["fill", "RUN", TEXT, "--top_p", "2"], "top_p: expected 0 < top_p <= 1, got 2.0"),
         (["fill", "RUN", TEXT, "--max_length", "5000"], "for this model, got 5000"),
         (["generate", "RUN", "word " * 2000], "(max_positions); shorten it"),

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from glm_ext.cli import main
+from glm_ext.cli import main, prepare, tokenizer
 from glm_ext.data import GLMTokenizer, open_store
 
 
@@ -34,6 +34,12 @@ def test_prepare_says_what_it_made(tmp_path, text_folder, store, capsys):
     assert f"{header['tokens']:,} tokens in 200 documents" in printed and "shard 1/1" in printed
     assert printed.endswith(f"glm-ext pretrain --data.path {tmp_path / 's'}\n")
     assert (tmp_path / "s" / "tokens.bin").read_bytes() == (store / "tokens.bin").read_bytes()
+
+
+@pytest.mark.parametrize("command", [prepare, tokenizer])
+def test_sources_may_stand_between_the_options(command):
+    more = ["--tokenizer", "train"] if command is prepare else ["--kind", "bpe"]
+    assert command.parse(["a", "--out", "o", "b", *more, "c"]).sources == ["a", "b", "c"]
 
 
 def test_pretrain_runs_on_a_store_and_resumes(tmp_path, store, small_run, capsys):
