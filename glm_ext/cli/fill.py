@@ -25,21 +25,19 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument("text", type=str, nargs="?", default=None, help='as in "The [MASK] of the list."')
         parser.add_argument(
             "--order",
-            type=list[int] | None,
+            type=str | None,
             default=None,
-            help="which blank is filled first, second, ..., from 0, as in [1,0]; left to right by default",
+            help="which blank is filled first, second, ..., from 0, as in 1,0; left to right by default",
         )
         add_flag(parser, "allow_special", False, "read [SEP] and the like in the text as such")
         add_generation_options(parser)
         options = parse_arguments(parser, arguments)
-        config = generation_config(options)
+        config, order = generation_config(options), _order(options.order)
         model, tokenizer = load_model(options.run)
 
     def filled(text: str) -> str:
         with user_errors():
-            return fill(
-                model, tokenizer, text, config, order=options.order, allow_special=options.allow_special
-            ).text
+            return fill(model, tokenizer, text, config, order=order, allow_special=options.allow_special).text
 
     if options.text is not None:
         print(filled(options.text))
@@ -59,6 +57,15 @@ def main(arguments: Sequence[str]) -> int:
                 raise UserError(f"line {number}: {error}") from error
             print(f"  {error}")
     return 0
+
+
+def _order(numbers: str | None) -> list[int] | None:
+    if numbers is None:
+        return None
+    try:
+        return [int(number) for number in numbers.strip("[] ").split(",")]
+    except ValueError:
+        raise UserError(f"order: expected numbers of blanks, as in 1,0, got {numbers!r}") from None
 
 
 def _lines(interactive: bool) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,19 +44,21 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _expect(self.max_length >= 1, "max_length", "1 or more", self.max_length)
         _expect(0 <= self.min_length <= self.max_length, "min_length", "0 to max_length", self.min_length)
-        _expect(self.temperature >= 0.0, "temperature", "0 (greedy) or more", self.temperature)
+        # Beyond these, logits that are divided by them are no numbers any more.
+        drawn = 1e-6 <= self.temperature <= 1e6
+        greedy = self.temperature == 0.0
+        _expect(greedy or drawn, "temperature", "0 (greedy), or 1e-6 to 1e6", self.temperature)
         _expect(self.top_k >= 0, "top_k", "0 (all tokens) or more", self.top_k)
         _expect(0.0 < self.top_p <= 1.0, "top_p", "0 < top_p <= 1", self.top_p)
         _expect(0.0 <= self.min_p <= 1.0, "min_p", "0 to 1", self.min_p)
-        _expect(
-            self.repetition_penalty > 0.0,
-            "repetition_penalty",
-            "more than 0 (1: off)",
-            self.repetition_penalty,
-        )
+        penalty = self.repetition_penalty
+        _expect(1e-6 <= penalty <= 1e6, "repetition_penalty", "1e-6 to 1e6 (1: off)", penalty)
         _expect(self.no_repeat_ngram >= 0, "no_repeat_ngram", "0 (off) or more", self.no_repeat_ngram)
         _expect(self.num_beams >= 1, "num_beams", "1 (no search) or more", self.num_beams)
+        _expect(math.isfinite(self.length_penalty), "length_penalty", "a number", self.length_penalty)
         _expect(self.max_blanks >= 1, "max_blanks", "1 or more", self.max_blanks)
+        seed = self.seed
+        _expect(seed is None or 0 <= seed < 2**63, "seed", "a number in [0, 2**63)", seed)
         if self.num_beams > 1 and self.temperature > 0.0:
             raise ValueError(
                 f"num_beams: a beam search draws nothing; expected temperature 0, got {self.temperature}"

@@ -32,9 +32,16 @@ def glm_ext(capsys):
 TEXT = "The [MASK] sees another [MASK] near the old house."
 
 
+@pytest.mark.parametrize("order", ["1,0", "[1, 0]"])
+def test_blanks_are_filled_in_the_order_asked_for(glm_ext, run, order):
+    code, printed, _ = glm_ext("fill", run, TEXT, "--max_length", 5, "--order", order)
+    assert code == 0
+    assert printed == fill(*load_model(run), TEXT, max_length=5, order=[1, 0]).text + "\n"
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"order": [1, 0]}, {"num_beams": 2}, {"temperature": 1.0, "top_p": 0.9, "seed": 4}],
+    [{}, {"num_beams": 2}, {"temperature": 1.0, "top_p": 0.9, "seed": 4}],
 )
 def test_fill_is_the_python_function(glm_ext, run, settings):
     options = [f"--{name}={value}" for name, value in settings.items()]
@@ -123,6 +130,10 @@ def test_generate_with_beams(glm_ext, run):
     [
         (["fill", "RUN", "no blank"], "no blank to fill in 'no blank': write [MASK]"),
         (["fill", "RUN", TEXT, "--order", "[0]"], "order: expected each of 0 to 1 once, got [0]"),
+        (["fill", "RUN", TEXT, "--order", "1;0"], "order: expected numbers of blanks, as in 1,0, got '1;0'"),
+        (["fill", "RUN", TEXT, "--seed", "x"], "seed: expected int or null, got x"),
+        (["fill", "RUN", TEXT, "--seed", 2**63], "seed: expected a number in [0, 2**63)"),
+        (["fill", "RUN", TEXT, "--temperature", "1e-45"], "temperature: expected 0 (greedy), or 1e-6 to 1e6"),
         (["fill", "RUN", TEXT, "--top_q", "0.5"], "did you mean 'top_"),
         (["generate", "RUN", "--temperatur", "0.5"], "did you mean 'temperature'"),
         (["generate", "RUN", "--temperatur", "0.5", "a text"], "did you mean 'temperature'"),

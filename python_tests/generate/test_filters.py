@@ -109,6 +109,13 @@ def test_filters_narrow_a_draw():
         assert set(draw(logits, [0] * 500)) == support
 
 
+@pytest.mark.parametrize(("temperature", "support"), [(1e-6, {1}), (1e6, {0, 1})])
+def test_the_last_temperatures_still_draw(temperature, support):
+    logits = torch.tensor([[0.0, 1e4, -torch.inf]]).expand(100, 3)
+    draw = Draw(GenerationConfig(temperature=temperature, seed=0), 1)
+    assert set(draw(logits, [0] * 100)) == support
+
+
 def test_a_text_draws_by_its_own_seed():
     logits = rows(size=(3, 11))
     together = Draw(GenerationConfig(temperature=2.0, seed=7), 3)
@@ -125,7 +132,7 @@ def test_a_text_draws_by_its_own_seed():
         ({"min_length": 33}, "min_length: expected 0 to max_length, got 33"),
         ({"top_p": 0.0}, "top_p: expected 0 < top_p <= 1, got 0.0"),
         ({"min_p": 1.5}, "min_p: expected 0 to 1, got 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty: expected more than 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: expected 1e-6 to 1e6"),
         ({"no_repeat_ngram": -1}, "no_repeat_ngram: expected 0"),
         ({"num_beams": 0}, "num_beams: expected 1"),
         (
@@ -134,6 +141,11 @@ def test_a_text_draws_by_its_own_seed():
         ),
         ({"max_blanks": 0}, "max_blanks: expected 1"),
         ({"temperature": float("nan")}, "temperature: expected 0"),
+        ({"temperature": 1e-45}, r"temperature: expected 0 \(greedy\), or 1e-6 to 1e6, got 1e-45"),
+        ({"temperature": math.inf}, "temperature: expected 0"),
+        ({"length_penalty": math.nan}, "length_penalty: expected a number"),
+        ({"seed": -1}, "seed: expected a number in"),
+        ({"seed": 2**63}, "seed: expected a number in"),
     ],
 )
 def test_settings_are_checked(options, message):
