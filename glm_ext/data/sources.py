@@ -15,6 +15,8 @@ from typing import IO, Any, NamedTuple
 
 from glm_ext.extras import require
 
+from .files import decode
+
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".parquet")
 _RECORD = 'an object with a string "text" and, where there is one, a string "prompt"'
 
@@ -107,15 +109,9 @@ def _text_file(file: Path, report: Report) -> Iterator[Document]:
     with _open(file) as stream:
         data = stream.read()
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        report(
-            Problem(
-                "bad UTF-8",
-                f"{file}: not UTF-8 at byte {error.start} ({error.reason}); "
-                "convert it, e.g. with iconv -t UTF-8",
-            )
-        )
+        text = decode(data)
+    except ValueError as error:
+        report(Problem("bad UTF-8", f"{file}: {error}"))
         return
     if text.strip():
         yield Document(text)

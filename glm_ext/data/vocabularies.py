@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm_ext.extras import require
 
+from .files import decode
 from .special import MASK_TOKENS, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -165,7 +166,10 @@ def _read_gpt2(path: Path) -> Tokenizer:
 
 
 def _read_bert(path: Path) -> Tokenizer:
-    words = path.read_text(encoding="utf-8").split("\n")
+    try:
+        words = decode(path.read_bytes()).split("\n")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     vocabulary = {word.rstrip("\r"): index for index, word in enumerate(words) if word}
     unk = SPECIAL_TOKENS["unk"]
     if unk not in vocabulary:

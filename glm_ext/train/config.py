@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class ObjectivesConfig:
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in ("token", "document", "sentence", "single")}
         for name, weight in weights.items():
-            expect(0 <= weight < float("inf"), f"data.objectives.{name}", "0 or more", weight)
+            expect(0 <= weight < math.inf, f"data.objectives.{name}", "0 or more", weight)
         expect(any(weights.values()), "data.objectives", "a weight above 0", weights)
         for name in ("infill", "short", "block_mask"):
             value = getattr(self, name)
@@ -134,15 +135,17 @@ class OptimConfig:
     clip: float = setting(1.0, "largest norm of the whole gradient")
 
     def __post_init__(self) -> None:
-        expect(self.lr > 0, "optim.lr", "more than 0", self.lr)
+        for name in ("lr", "eps"):
+            value = getattr(self, name)
+            expect(0 < value < math.inf, f"optim.{name}", "more than 0, and finite", value)
         expect(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "optim.betas",
             "two in [0, 1)",
             self.betas,
         )
-        expect(self.eps > 0, "optim.eps", "more than 0", self.eps)
-        expect(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
+        finite = "0 or more, and finite"
+        expect(0 <= self.weight_decay < math.inf, "optim.weight_decay", finite, self.weight_decay)
         expect_one_of(SCHEDULES, "optim.schedule", self.schedule)
         expect(0 <= self.warmup < 1, "optim.warmup", "a part in [0, 1)", self.warmup)
         expect(0 < self.decay <= 1, "optim.decay", "a part in (0, 1]", self.decay)

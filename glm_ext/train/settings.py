@@ -15,6 +15,7 @@ from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glm_ext.data.files import decode
 from glm_ext.extras import require
 from glm_ext.spelling import did_you_mean
 
@@ -52,7 +53,7 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of to_dict; a missing key takes its default, an unknown one is refused."""
         with config_errors(setting_names(cls)):
-            return from_namespace(cls, config_parser(cls).parse_object(dict(values)))
+            return from_namespace(cls, config_parser(cls).parse_object(_given(cls, values)))
 
     def to_yaml(self, path: Path) -> None:
         parser = config_parser(type(self))
@@ -60,16 +61,21 @@ class Settings:
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
-        if not path.is_file():
-            raise ConfigError(f"{path}: there is no such configuration file")
-        with config_errors(setting_names(cls)):
-            return from_namespace(cls, config_parser(cls).parse_path(str(path)))
+        with config_errors(setting_names(cls), file=path):
+            return from_namespace(cls, config_parser(cls).parse_object(_read(cls, path)))
 
 
 def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str = "") -> ArgumentParser:
     """A parser with one option per setting; it reads YAML files by the same declarations."""
+
+    class File(require("jsonargparse", extra="train").ActionConfigFile):  # type: ignore[misc]
+        def __call__(self, parser: ArgumentParser, cfg: Namespace, value: str, option: str) -> None:
+            with config_errors(setting_names(cls), file=Path(value)):
+                cfg.update(parser.parse_object(_read(cls, Path(value)), defaults=False))
+            cfg[self.dest] = [value]  # jsonargparse reads a text here as a file once more
+
     parser = command_parser(prog, description)
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("--config", action=File, help="YAML file with any of the settings below")
     for key, hint, default, help in _leaves(cls):
         if hint is bool:
             add_flag(parser, key, default, help)
@@ -118,6 +124,40 @@ def _leaves(cls: Any, prefix: str = "", instance: Any = None) -> Iterator[tuple[
             yield prefix + name, hint, default, declared.metadata["help"]
 
 
+def _read(cls: type[Settings], path: Path) -> dict[str, Any]:
+    """The settings that a YAML file gives."""
+    if not path.is_file():
+        raise ConfigError("there is no such configuration file")
+    load = require("jsonargparse", extra="train").get_loader("yaml")
+    try:
+        # A comment at the end, because it takes a lone "key:" for a text.
+        values = load(decode(path.read_bytes()).rstrip() + "\n#")
+    except require("yaml", extra="train").YAMLError as error:
+        raise ConfigError(f"not YAML: {error}") from None
+    return _given(cls, {} if values is None else values)
+
+
+def _given(cls: Any, values: Any, key: str = "") -> dict[str, Any]:
+    """The values of a group of settings, checked for what jsonargparse lets pass.
+
+    A group without a value, as when each of its lines is commented out, gives nothing; a group that is no
+    group and a null where there can be none are refused.
+    """
+    if not isinstance(values, Mapping):
+        expect(False, key or "settings", "keys and values", values)
+    hints = typing.get_type_hints(cls)
+    given = {}
+    for name, value in values.items():
+        hint, inner = hints.get(name), f"{key}.{name}" if key else name
+        has_keys = is_dataclass(hint) or typing.get_origin(hint) is dict
+        if value is None and has_keys:
+            continue
+        if value is None and hint is not None and type(None) not in typing.get_args(hint):
+            raise ConfigError(f"{inner}: expected {hint.__name__}, got null")
+        given[name] = _given(hint, value, inner) if is_dataclass(hint) else value
+    return given
+
+
 _S = typing.TypeVar("_S", bound=Settings)
 
 
@@ -140,17 +180,33 @@ _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --(?P<arg>[\w.-]+)|Option '(?P<key>[^']+)' is not accepted"
     r"|Group '(?P<group>[^']+)' does not accept option '(?P<inner>[^']+)'"
 )
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<key>[^"]+)":(?P<why>.*)(?:Got|Given) value: (?P<value>.*)', re.DOTALL
+)
+_EXPECTED = re.compile(r"Expected an? (?:<class '(\w+)'>|([^.\n]+))")
 
 
 @contextmanager
-def config_errors(known: Sequence[str]) -> Iterator[None]:
-    """Turns what jsonargparse raises into one line, with the nearest existing key for a misspelt one."""
+def config_errors(known: Sequence[str], *, file: Path | None = None) -> Iterator[None]:
+    """Turns what jsonargparse raises into one line, with the nearest existing key for a misspelt one.
+
+    file: where the settings come from, to be named.
+    """
+    place = "" if file is None else f"{file}: "
     try:
         yield
-    except ConfigError:
-        raise
     except (ArgumentError, TypeError, KeyError, ValueError) as error:  # all that jsonargparse raises
-        if found := _UNKNOWN_KEY.search(str(error)):
-            key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
-            raise ConfigError(f"there is no setting {key!r}{did_you_mean(key, known)}") from None
-        raise ConfigError(" ".join(str(error).replace("Parser key ", "").split())) from None
+        if isinstance(error, ConfigError) and file is None:
+            raise
+        raise ConfigError(place + _in_one_line(str(error), known)) from None
+
+
+def _in_one_line(message: str, known: Sequence[str]) -> str:
+    if found := _UNKNOWN_KEY.search(message):
+        key = found["arg"] or found["key"] or f"{found['group']}.{found['inner']}"
+        return f"there is no setting {key!r}{did_you_mean(key, known)}"
+    found = _WRONG_TYPE.search(message)
+    if found and (kinds := [kind or words for kind, words in _EXPECTED.findall(found["why"])]):
+        expected = " or ".join(kinds).replace("NoneType", "null")
+        return f"{found['key']}: expected {expected}, got {found['value']}"
+    return " ".join(message.replace("Parser key ", "").split())

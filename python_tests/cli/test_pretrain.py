@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from glm_ext.cli import main, pretrain
 from glm_ext.nn import Layer
-from glm_ext.train import TrainConfig, load_checkpoint, load_model
+from glm_ext.train import OptimConfig, TrainConfig, load_checkpoint, load_model
 from glm_ext.train.trainer import Trainer
 
 
@@ -261,7 +261,8 @@ def refused(capsys, arguments):
         (["--stepz", "3"], r"no setting 'stepz'; did you mean 'steps'\?"),
         (["--lr", "3"], r"no setting 'lr'; did you mean 'optim.lr'\?"),
         (["--step", "3"], r"no setting 'step'; did you mean 'steps'\?"),
-        (["--steps", "many"], "many"),
+        (["--steps", "many"], "steps: expected int, got many"),
+        (["--compile", "maybe"], "compile: expected bool, got maybe"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),
         (["--precison", "bf16"], r"no setting 'precison'; did you mean 'precision'\?"),
         (["--precision", "bf61"], "precision: expected float32, bf16 or fp16, got 'bf61'"),
@@ -283,6 +284,17 @@ def test_wrong_option_is_one_line(tmp_path, text_folder, capsys, options, messag
     )
     assert re.search(message, error)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path, capsys):
+    file = tmp_path / "c.yaml"
+    for text in ("optim: 3", "compile: maybe"):
+        file.write_text(text)
+        key = text.split(":")[0]
+        assert f"{file}: {key}: expected" in refused(capsys, ["pretrain", "--config", str(file)])
+    file.write_text("steps: 3\noptim:\n  # lr: 1\n")
+    config, *_ = pretrain.parse(["--steps", "2", "--config", str(file), "--optim.lr", "0.5"])
+    assert (config.steps, config.optim) == (3, TrainConfig(optim=OptimConfig(lr=0.5)).optim)
 
 
 def test_existing_folder_is_not_written_over(finished, small_run, capsys):

@@ -187,7 +187,10 @@ def test_blank_and_repeated_lines_are_refused(tmp_path: Path, line: str, missing
         GLMTokenizer.adopt(tmp_path)
 
 
-def test_bert_needs_its_unknown_word(tmp_path: Path) -> None:
+def test_bert_needs_its_unknown_word_and_utf8(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes(b"one\n\xff\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt: not UTF-8 at byte 4"):
+        GLMTokenizer.adopt(tmp_path / "vocab.txt")
     (tmp_path / "vocab.txt").write_text("one\ntwo\n")
     with pytest.raises(ValueError, match=r"it has no \[UNK\]"):
         GLMTokenizer.adopt(tmp_path)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 
@@ -45,17 +46,36 @@ def test_missing_keys_take_their_defaults_and_1e_3_is_a_number(tmp_path):
         ("stepz: 3", r"there is no setting 'stepz'; did you mean 'steps'\?"),
         ("optim: {lrr: 3}", r"there is no setting 'optim.lrr'; did you mean 'optim.lr'\?"),
         ("lr: 3", r"there is no setting 'lr'; did you mean 'optim.lr'\?"),
-        ("steps: many", "steps.*int.*many"),
-        ("steps: 1.5", "steps.*int.*1.5"),
-        ("steps: [", "parsing"),
-        ("optim: {lr: -1}", "optim.lr: expected more than 0, got -1"),
+        ("steps: many", "steps: expected int, got many"),
+        ("steps: 1.5", "steps: expected int, got 1.5"),
+        ("steps: null", "steps: expected int, got null"),
+        ("threads: many", "threads: expected int or null, got many"),
+        ("compile: maybe", "compile: expected bool, got maybe"),
+        ("steps: [", "not YAML: while parsing"),
+        ("- steps", r"settings: expected keys and values, got \['steps'\]"),
+        ("optim: 3", "optim: expected keys and values, got 3"),
+        ("data: {objectives: text}", "data.objectives: expected keys and values, got 'text'"),
+        ("model: {overrides: 3}", "model.overrides: expected dict, got 3"),
+        ("optim: {betas: [1, 2, 3]}", "optim.betas: expected tuple with 2 elements"),
+        ("optim: {lr: -1}", "optim.lr: expected more than 0, and finite, got -1"),
+        ("optim: {lr: .inf}", "optim.lr: expected more than 0, and finite, got inf"),
+        ("steps: \xff", "not UTF-8 at byte 7"),
     ],
 )
-def test_bad_yaml_is_refused_in_one_line(tmp_path, text, message):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=message) as raised:
-        TrainConfig.from_yaml(tmp_path / "c.yaml")
+def test_bad_yaml_is_refused_in_one_line_with_the_file(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(file))}: .*{message}") as raised:
+        TrainConfig.from_yaml(file)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# steps: 3", "optim:", "optim:\n  # lr: 1\n", "data:\n  objectives:\nmodel:\n  overrides:"]
+)
+def test_a_group_whose_lines_are_commented_out_takes_its_defaults(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    assert TrainConfig.from_yaml(tmp_path / "c.yaml") == TrainConfig()
 
 
 def test_missing_file_is_named(tmp_path):
@@ -100,6 +120,8 @@ def test_missing_file_is_named(tmp_path):
         (lambda: TrainConfig(step_tokens=0), "step_tokens: expected at least 1, or null, got 0"),
         (lambda: TrainConfig(workers=-1), "workers: expected 0 or more, got -1"),
         (lambda: OptimConfig(lr=float("nan")), "optim.lr"),
+        (lambda: OptimConfig(eps=float("inf")), "optim.eps: expected more than 0, and finite"),
+        (lambda: OptimConfig(weight_decay=float("inf")), "optim.weight_decay: expected 0 or more, and"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):
