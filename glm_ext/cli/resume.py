@@ -25,7 +25,7 @@ def resumed(
         )
     checkpoint, folder = load_checkpoint(run)
     if folder == run:
-        raise UserError(f"--resume: expected the run folder {run.parent}, got one of its checkpoints")
+        raise UserError(f"--resume: expected the run folder {run.resolve().parent}, got one of its checkpoints")
     return cls.from_yaml(run / "config.yaml"), checkpoint
 
 

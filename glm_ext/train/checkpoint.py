@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -32,6 +33,10 @@ from glm_ext.extras import require
 
 class CheckpointError(RuntimeError):
     """There is no checkpoint that could be loaded; the message names the last good one where there is one."""
+
+
+class NoCheckpoint(CheckpointError):
+    """The folder holds none, as that of a run that was stopped before its first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +84,20 @@ def load_checkpoint(path: Path) -> tuple[Checkpoint, Path]:
             was asked for by name is refused.
 
     Raises:
-        CheckpointError: no such folder, no checkpoint in it, or none that is whole.
+        CheckpointError: no such folder, no checkpoint in it (NoCheckpoint), or none that is whole.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such folder")
-    if path.name.startswith("step-"):
+    if _is_checkpoint(path):
         if damage := find_damage(path):
-            good = next((p for p in _newest_first(path.parent) if not find_damage(p)), None)
+            run = path.resolve().parent
+            good = next((p for p in _newest_first(run) if not find_damage(p)), None)
             advice = f"the last good checkpoint is {good}" if good else "the run has no good checkpoint"
             raise CheckpointError(f"{path}: {damage}; {advice}")
         return _read(path), path
     found = _newest_first(path)
     if not found:
-        raise CheckpointError(f"{path}: the folder holds no checkpoint (step-N)")
+        raise NoCheckpoint(f"{path}: the folder holds no checkpoint (step-N)")
     for candidate in found:
         if damage := find_damage(candidate):
             warnings.warn(f"{candidate}: {damage}; an older checkpoint is used", stacklevel=2)
@@ -162,8 +168,14 @@ def _read(folder: Path) -> Checkpoint:
     )
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is a RUN/step-N. A run may be called so too: it has settings, or checkpoints of its own."""
+    named = re.fullmatch(r"step-\d+", path.resolve().name)
+    return named is not None and not (path / "config.yaml").exists() and not _newest_first(path)
+
+
 def _newest_first(run: Path) -> list[Path]:
-    numbered = [(int(p.name[5:]), p) for p in run.glob("step-*") if p.name[5:].isdecimal()]
+    numbered = [(int(p.name[5:]), p) for p in run.glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return [path for _, path in sorted(numbered, reverse=True)]
 
 

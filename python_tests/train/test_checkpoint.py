@@ -142,6 +142,30 @@ def test_a_damaged_one_is_refused_and_the_last_good_one_named(tmp_path, damage, 
     assert folder.name == "step-5" and loaded.model["w"][0, 0] == 5
 
 
+def test_a_folder_is_known_by_where_it_is_not_by_how_it_is_written(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path, 5, make(), keep_last=2)
+    (tmp_path / "latest").symlink_to(path)
+    monkeypatch.chdir(path)
+    for name in (".", "../latest", "../step-5/"):
+        assert load_checkpoint(module.Path(name))[0].state == {"step": 5}
+    truncate(path)
+    with pytest.raises(CheckpointError, match=r"\.: model.safetensors has .*no good checkpoint"):
+        load_checkpoint(module.Path("."))
+
+
+@pytest.mark.parametrize("name", ["step-one", "step-7"])
+def test_a_run_may_be_called_like_a_checkpoint(tmp_path, name):
+    run = tmp_path / name
+    run.mkdir()
+    (run / "config.yaml").touch()
+    with pytest.raises(module.NoCheckpoint):
+        load_checkpoint(run)
+    (run / "config.yaml").unlink()
+    save_checkpoint(run, 5, make(), keep_last=1)
+    assert load_checkpoint(run)[1] == run / "step-5"
+    assert load_checkpoint(run / "step-5")[1] == run / "step-5"
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_run_without_a_good_one_is_refused(tmp_path):
     save_checkpoint(tmp_path, 5, make(), keep_last=1)
