@@ -16,7 +16,6 @@ from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
 from glm_ext.train.finetune_config import TaskOptions
 from glm_ext.train.load import model_of
 from glm_ext.train.log import for_json
-from glm_ext.train.settings import config_errors
 
 _DESCRIPTION = f"""The metrics of a trained model on a file of examples, JSON lines or CSV.
 Tasks: {", ".join(TASKS)}."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from glm_ext.cli.errors import UserError, user_errors
-from glm_ext.cli.resume import resumed, stopped_by
+from glm_ext.cli.resume import check_new, resumed, stopped_by
 from glm_ext.cli.task_options import parse_task_arguments
 from glm_ext.config import GLMConfig
 from glm_ext.data.files import file_sha256
@@ -70,8 +70,7 @@ def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | 
         options.source = options.run or options.source
         config = from_namespace(FinetuneConfig, options)
         run = Path(options.out or time.strftime(f"runs/{config.task}-%Y%m%d-%H%M%S"))
-        if run.exists():
-            raise UserError(f"{run} exists; go on with it by --resume {run}, or choose another --out")
+        check_new(run, "out")
         return config, run, None
 
     run = Path(options.resume)
@@ -111,11 +110,11 @@ def prepare(config: FinetuneConfig, run: Path, resume: Checkpoint | None) -> Job
     model.to(config.device)
 
     run.mkdir(parents=True, exist_ok=True)
+    config.to_yaml(run / "config.yaml")  # first: from here on it is a run that --resume goes on with
     description = config.options.get("description")
     if isinstance(description, str) and Path(description).is_file():  # else a name among SuperGLUE's tasks
         files["description"] = Path(description)
     check_same_files(run / "data.json", files)
-    config.to_yaml(run / "config.yaml")
     tokenizer.save(run)
     beginning = "random weights" if config.from_scratch else config.source
     print(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ import torch
 from glm_ext.batch import Batch
 from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import UserError, user_errors
-from glm_ext.cli.resume import resumed, stopped_by
-from glm_ext.cli.text import TrainingText, load_text
+from glm_ext.cli.resume import check_new, resumed, stopped_by
+from glm_ext.cli.text import load_text
 from glm_ext.data import (
     Cloze,
     ExampleBatches,
@@ -30,6 +31,7 @@ from glm_ext.data import (
     target_counts,
     unigram_loss,
 )
+from glm_ext.data.files import write_atomically
 from glm_ext.generate import GenerationConfig, fill
 from glm_ext.model import GLM
 from glm_ext.train.checkpoint import Checkpoint
@@ -80,15 +82,14 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | Non
     given = vars(parse_arguments(parser, arguments, defaults=False).as_flat())
     if options.resume is None:
         run = Path(options.run or time.strftime("runs/pretrain-%Y%m%d-%H%M%S"))
-        if run.exists():
-            raise UserError(f"{run} exists; go on with it by --resume {run}, or choose another --run")
+        check_new(run, "run")
         return from_namespace(TrainConfig, options), run, None
 
     run = Path(options.resume)
     config, checkpoint = resumed(TrainConfig, run, given, may_change=["steps"])
     if "steps" in given:
         config = dataclasses.replace(config, steps=options.steps)
-    reached = checkpoint.state["step"]
+    reached = checkpoint.state["step"] if checkpoint else 0
     if config.steps < reached:
         raise UserError(f"steps: expected at least {reached}, which {run} has reached, got {config.steps}")
     return config, run, checkpoint
@@ -98,7 +99,8 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
     """Reads the text, trains or loads the tokenizer, makes the model and the run folder."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    text = load_text(config.data, GLMTokenizer.load(run) if resume else None)
+    begun = resume is not None or (run / "tokenizer.json").exists()
+    text = load_text(config.data, GLMTokenizer.load(run) if begun else None)
     tokenizer = text.tokenizer
     model_config = config.model.build(tokenizer.padded_vocab_size())
     if config.data.seq_length > model_config.max_positions:
@@ -129,8 +131,10 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
     model = GLM(model_config, backend=config.backend).to(config.device)
 
     run.mkdir(parents=True, exist_ok=True)
-    check_same_text(run / "data.json", text)
-    config.to_yaml(run / "config.yaml")
+    learned_from = {"documents": len(text.train), "tokens": text.train.num_tokens, "sha256": text.sha256}
+    check_same_text(run / "data.json", learned_from)
+    config.to_yaml(run / "config.yaml")  # first: from here on it is a run that --resume goes on with
+    write_atomically(run / "data.json", json.dumps(learned_from, indent=2).encode())
     tokenizer.save(run)
     print(
         f"text   {text.train.num_tokens:,} tokens in {len(text.train):,} documents, "
@@ -209,15 +213,21 @@ def guess(job: Job, text: str) -> str:
     return span.strip() or "(nothing)"
 
 
-def check_same_text(path: Path, text: TrainingText) -> None:
-    """Records in a new run which text it learns from; a resumed run must find the same."""
-    now = {"documents": len(text.train), "tokens": text.train.num_tokens, "sha256": text.sha256}
+def check_same_text(path: Path, now: dict[str, Any]) -> None:
+    """A run that goes on must find the text that data.json says it has learned from."""
     if not path.exists():
-        path.write_text(json.dumps(now, indent=2), encoding="utf-8")
-    elif (before := json.loads(path.read_text(encoding="utf-8"))) != now:
+        return
+    try:
+        before = json.loads(path.read_bytes())
+        documents, tokens = (int(before[name]) for name in ("documents", "tokens"))
+    except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"the text has changed since the run began: {before['tokens']:,} tokens in "
-            f"{before['documents']:,} documents then, {now['tokens']:,} in {now['documents']:,} now; "
-            f"go on with the same text, or for the "
+            f"{path}: broken; expected {', '.join(now)} of the text that the run learns from; "
+            "remove it if the text is still the same"
+        ) from None
+    if before != now:
+        raise UserError(
+            f"the text has changed since the run began: {tokens:,} tokens in {documents:,} documents then, "
+            f"{now['tokens']:,} in {now['documents']:,} now; go on with the same text, or for the "
             "text inside Python with the same Python"
         )

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import shlex
 import signal
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from glm_ext.cli.errors import UserError
-from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
+from glm_ext.train.checkpoint import Checkpoint, NoCheckpoint, load_checkpoint
 from glm_ext.train.settings import Settings
 
 _S = TypeVar("_S", bound=Settings)
 
 
+def check_new(run: Path, option: str) -> None:
+    """UserError if there is something where a run is to begin."""
+    if (run / "config.yaml").exists():
+        raise UserError(f"{run} exists; go on with it by --resume {run}, or choose another --{option}")
+    if run.exists() and not (run.is_dir() and all(file.name.startswith(".") for file in run.iterdir())):
+        raise UserError(f"{run} exists and is no run; choose another --{option}")
+
+
 def resumed(
     cls: type[_S], run: Path, given: Mapping[str, Any], *, may_change: Collection[str] = ()
-) -> tuple[_S, Checkpoint]:
-    """The settings of a run and its last checkpoint. given: the options on the command line, None if not."""
+) -> tuple[_S, Checkpoint | None]:
+    """The settings of a run and its last checkpoint; None where it was stopped before the first.
+
+    given: the options on the command line, None if not.
+    """
     if others := sorted({name for name in given if given[name] is not None} - {"resume", *may_change}):
         raise UserError(
             f"--resume takes its settings from {run / 'config.yaml'}; leave out --{', --'.join(others)}"
         )
-    checkpoint, folder = load_checkpoint(run)
+    try:
+        checkpoint, folder = load_checkpoint(run)
+    except NoCheckpoint:
+        settings = cls.from_yaml(run / "config.yaml")
+        warnings.warn(f"{run}: stopped before its first checkpoint; begins at step 0 again", stacklevel=2)
+        return settings, None
     if folder == run:
-        raise UserError(f"--resume: expected the run folder {run.resolve().parent}, got one of its checkpoints")
+        raise UserError(
+            f"--resume: expected the run folder {run.resolve().parent}, got one of its checkpoints"
+        )
     return cls.from_yaml(run / "config.yaml"), checkpoint
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import vocabularies
+from .files import write_atomically
 from .special import MASK_TOKENS, SPECIAL_TOKENS, SpecialIds
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class GLMTokenizer:
     def save(self, path: str | Path) -> Path:
         """Writes tokenizer.json (into `path` if that is a folder) and returns where it is."""
         file = _json_file(path)
-        file.write_text(self.to_json(), encoding="utf-8", newline="")
+        write_atomically(file, self.to_json().encode())
         return file
 
     @classmethod

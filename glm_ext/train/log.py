@@ -62,8 +62,9 @@ class RunLog:
         {"step", "valid/NAME", ...}  the metrics of a task on its validation file
         {"step", "unigram_loss"}     the baseline, once
 
-    A resumed run drops the rows past the checkpoint it starts from, so no step is there twice. The
-    metrics of a task at that very step are past it: they come after the checkpoint, and come again.
+    A resumed run drops the rows past the checkpoint it starts from, all of them where it starts from none,
+    so no step is there twice. The metrics of a task at that very step are past it: they come after the
+    checkpoint, and come again.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class RunLog:
         self.run.mkdir(parents=True, exist_ok=True)
         self.metrics = _open_metrics(self.run / "metrics.jsonl", self.start)
         writer = require("torch.utils.tensorboard", extra="train").SummaryWriter
-        self.board = writer(str(self.run / "tb"), purge_step=self.start + 1 if self.start else None)
+        self.board = writer(str(self.run / "tb"), purge_step=self.start + 1)
         self.bar = _Bar(self.start, self.steps) if self.stream.isatty() else None
         return self
 
@@ -204,7 +205,7 @@ def _is_scores(row: Mapping[str, Any]) -> bool:
 
 def _open_metrics(path: Path, start: int) -> IO[str]:
     if path.exists():
-        rows = [row for row in read_metrics(path.parent) if row["step"] <= start]
+        rows = [row for row in read_metrics(path.parent) if row["step"] <= start] if start else []
         kept = [json.dumps(row) + "\n" for row in rows if row["step"] < start or not _is_scores(row)]
         scratch = path.with_suffix(".partial")
         scratch.write_text("".join(kept), encoding="utf-8")

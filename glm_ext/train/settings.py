@@ -15,7 +15,7 @@ from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm_ext.data.files import decode
+from glm_ext.data.files import decode, write_atomically
 from glm_ext.extras import require
 from glm_ext.spelling import did_you_mean
 
@@ -57,7 +57,7 @@ class Settings:
 
     def to_yaml(self, path: Path) -> None:
         parser = config_parser(type(self))
-        path.write_text(parser.dump(parser.parse_object(self.to_dict())), encoding="utf-8")
+        write_atomically(path, parser.dump(parser.parse_object(self.to_dict())).encode())
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,16 @@ main(sys.argv[1:])
     times = {"examples_per_second", "peak_memory"}
     timeless = [[{k: v for k, v in row.items() if k not in times} for row in rows(r)] for r in (tuned, run)]
     assert timeless[0] == timeless[1]
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(tmp_path, tuned, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(tuned / "config.yaml", run)
+    assert main(["finetune", "--resume", str(run)]) == 0
+    assert "begins at step 0 again" in capsys.readouterr().err
+    one, other = load_checkpoint(tuned)[0], load_checkpoint(run)[0]
+    assert one.state == other.state and torch.equal(one.rng, other.rng)
 
 
 def refused(capsys, arguments):

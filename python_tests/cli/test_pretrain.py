@@ -229,14 +229,46 @@ def test_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, small
     assert load_checkpoint(killed)[1].name == "step-5"
     assert main(["pretrain", "--resume", str(killed)]) == 0
 
-    expected, found = load_checkpoint(whole)[0], load_checkpoint(killed)[0]
+    assert_same_run(whole, killed)
+
+
+def assert_same_run(whole, resumed):
+    """The same bits in the last checkpoint, the same losses, no row twice."""
+    expected, found = load_checkpoint(whole)[0], load_checkpoint(resumed)[0]
     assert expected.state == found.state and torch.equal(expected.rng, found.rng)
     for one, other in ((expected.model, found.model), (expected.optimizer, found.optimizer)):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (whole, killed)]
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (whole, resumed)]
     losses = [[(row["step"], row["loss"]) for row in one if "loss" in row] for one in rows]
     assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 13))
+    assert [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
+
+
+@pytest.mark.parametrize("lost", [[], ["tokenizer.json", "data.json"]])
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, small_run, finished, capsys, lost):
+    """lost: what is not there yet where it is killed while the folder is filled."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, "step", "pretrain", *small_run, "--run", str(run)]
+    child = subprocess.run(command, timeout=300, check=False, stdout=subprocess.DEVNULL)
+    assert child.returncode == -signal.SIGKILL and not list(run.glob("step-*"))
+    for name in lost:
+        (run / name).unlink()
+    message = refused(capsys, ["pretrain", *small_run, "--run", str(run)])
+    assert f"go on with it by --resume {run}" in message
+    assert main(["pretrain", "--resume", str(run)]) == 0
+    assert "begins at step 0 again" in capsys.readouterr().err
+    assert_same_run(finished, run)
+
+
+@pytest.mark.parametrize("broken", ["{", "{}", "[1]", '{"documents": "x", "tokens": 1, "sha256": ""}'])
+def test_a_broken_record_of_the_text_is_named(tmp_path, finished, capsys, broken):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "data.json").write_text(broken)
+    message = refused(capsys, ["pretrain", "--resume", str(run), "--steps", "13"])
+    assert f"{run / 'data.json'}: broken; expected documents, tokens, sha256" in message
+    assert TrainConfig.from_yaml(run / "config.yaml").steps == 12  # nothing was changed
 
 
 def test_diverged_run_says_what_to_change(tmp_path, small_run, capsys):
@@ -297,8 +329,11 @@ def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path, capsys):
     assert (config.steps, config.optim) == (3, TrainConfig(optim=OptimConfig(lr=0.5)).optim)
 
 
-def test_existing_folder_is_not_written_over(finished, small_run, capsys):
+def test_existing_folder_is_not_written_over(tmp_path, finished, small_run, capsys):
     assert "--resume" in refused(capsys, ["pretrain", *small_run, "--run", str(finished)])
+    pretrain.parse([*small_run, "--run", str(tmp_path)])  # an empty one is as good as none
+    (tmp_path / "letter.txt").touch()
+    assert "no run; choose another" in refused(capsys, ["pretrain", *small_run, "--run", str(tmp_path)])
 
 
 def test_resume_takes_no_other_settings(finished, capsys):
