@@ -9,6 +9,8 @@ Exit codes: 0 done, 1 the run failed, 2 the user can mend it, 128 + n stopped by
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,15 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; what the user can mend is one line, not a traceback."""
     warnings.showwarning = _show_warning
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command in ("-h", "--help"):
-        print(_overview())
-        return 0
     try:
+        return _run(command, rest)
+    except BrokenPipeError:
+        # Nobody reads any more, as in `glm-ext ... | head`; what is left to write would fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    try:
+        if command in ("-h", "--help"):
+            print(_overview())
+            return 0
         if command not in COMMANDS:
             from glm_ext.spelling import did_you_mean
 
             raise UserError(f"there is no command {command!r}{did_you_mean(command, list(COMMANDS))}")
-        code: int = importlib.import_module(f"glm_ext.cli.{command}").main(rest)
+        code: int = importlib.import_module(f"glm_ext.cli.{command}").main(arguments)
         return code
     except UserError as error:
         print(f"glm-ext: {error}", file=sys.stderr)
@@ -49,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("glm-ext: interrupted", file=sys.stderr)
         return 130
+    finally:
+        sys.stdout.flush()  # at exit, a closed pipe would be a traceback
 
 
 def _overview() -> str:

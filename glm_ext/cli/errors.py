@@ -21,5 +21,7 @@ def user_errors() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:  # whoever reads what is printed has gone: nothing to mend
+        raise
     except (ValueError, OSError, ImportError, CheckpointError) as error:
         raise UserError(" ".join(str(error).split())) from error

@@ -1,6 +1,9 @@
 """glm-ext fill and glm-ext generate, on a model of a few steps."""
 
 import io
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +33,25 @@ def glm_ext(capsys):
 
 
 TEXT = "The [MASK] sees another [MASK] near the old house."
+
+
+@pytest.mark.parametrize("arguments", [["fill", "RUN"], ["--help"], ["info"]])
+def test_a_closed_pipe_ends_a_command_quietly(run, arguments):
+    """As in `glm-ext fill RUN < many.txt | head -1`."""
+    arguments = [str(run) if argument == "RUN" else argument for argument in arguments]
+    read, write = os.pipe()
+    os.close(read)
+    child = subprocess.run(
+        [sys.executable, "-m", "glm_ext.cli", *arguments],
+        input=f"{TEXT}\n" * 3,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert (child.returncode, child.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("order", ["1,0", "[1, 0]"])
