@@ -6,12 +6,15 @@ import shlex
 import signal
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from glm_ext.cli.errors import UserError
 from glm_ext.train.checkpoint import Checkpoint, NoCheckpoint, load_checkpoint
-from glm_ext.train.settings import Settings
+from glm_ext.train.config import TrainConfig
+from glm_ext.train.finetune_config import FinetuneConfig
+from glm_ext.train.settings import ConfigError, Settings
 
 _S = TypeVar("_S", bound=Settings)
 
@@ -38,14 +41,28 @@ def resumed(
     try:
         checkpoint, folder = load_checkpoint(run)
     except NoCheckpoint:
-        settings = cls.from_yaml(run / "config.yaml")
+        settings = _settings(cls, run)
         warnings.warn(f"{run}: stopped before its first checkpoint; begins at step 0 again", stacklevel=2)
         return settings, None
     if folder == run:
         raise UserError(
             f"--resume: expected the run folder {run.resolve().parent}, got one of its checkpoints"
         )
-    return cls.from_yaml(run / "config.yaml"), checkpoint
+    return _settings(cls, run), checkpoint
+
+
+def _settings(cls: type[_S], run: Path) -> _S:
+    file = run / "config.yaml"
+    try:
+        return cls.from_yaml(file)
+    except ConfigError:
+        kinds: dict[str, type[Settings]] = {"pretrain": TrainConfig, "finetune": FinetuneConfig}
+        for command, other in kinds.items():
+            with suppress(ConfigError):
+                other.from_yaml(file)
+                right = shlex.join(["glm-ext", command, "--resume", str(run)])
+                raise UserError(f"{run} is a run of glm-ext {command}; go on with it by {right}") from None
+        raise
 
 
 def stopped_by(number: signal.Signals, command: str, run: Path, step: int) -> int:

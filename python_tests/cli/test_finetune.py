@@ -225,6 +225,12 @@ def test_existing_folder_and_other_settings_are_refused(tuned, finished, files, 
     assert "leave out --epochs" in refused(capsys, ["--resume", str(tuned), "--epochs", "7"])
 
 
+def test_a_run_of_the_other_command_is_told_apart(tuned, finished, capsys):
+    assert f"glm-ext pretrain --resume {finished}" in refused(capsys, ["--resume", str(finished)])
+    assert main(["pretrain", "--resume", str(tuned)]) == 2
+    assert f"glm-ext finetune --resume {tuned}" in capsys.readouterr().err
+
+
 def test_resume_on_other_examples_is_refused(tmp_path, finished, files, capsys):
     options = list(files)
     train = tmp_path / "train.jsonl"
