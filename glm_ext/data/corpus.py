@@ -64,7 +64,8 @@ def split_documents(documents: Sequence[str], held_out: float = 0.05) -> Split:
     if hidden.all():
         raise ValueError(
             f"the corpus is too small to hold a part of it out: {len(documents)} documents, "
-            f"{sum(map(len, documents)):,} characters; expected several documents, or some pages of lines"
+            f"{sum(map(len, documents)):,} characters; expected several different documents, or some pages "
+            "of lines"
         )
     return Split(list(compress(parts, ~hidden)), list(compress(parts, hidden)))
 

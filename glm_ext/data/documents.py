@@ -121,7 +121,7 @@ def split_token_documents(documents: TokenDocuments, held_out: float = 0.05) -> 
     if hidden.all():
         raise ValueError(
             f"the corpus is too small to hold a part of it out: {len(documents)} documents, "
-            f"{documents.num_tokens:,} tokens; expected several documents, or some pages"
+            f"{documents.num_tokens:,} tokens; expected several different documents, or some pages"
         )
     return TokenSplit(parts.select(~hidden), parts.select(hidden))
 
