@@ -17,11 +17,15 @@ from glm_ext.data import (
     GLMTokenizer,
     Objective,
     SentenceSettings,
+    TokenDocuments,
     TokenSpanSettings,
     encode_documents,
+    is_store,
     load_documents,
+    open_store,
     standard_objectives,
 )
+from glm_ext.data.tokenizer import expect_utf8
 from glm_ext.extras import require
 from glm_ext.train.plot_sample import SampleView, plot_sample, span_colour, view_sample
 from glm_ext.train.settings import command_parser
@@ -43,11 +47,7 @@ _VOCAB_SIZE = 16384  # large enough that most words are one token
 def main(arguments: Sequence[str]) -> int:
     with user_errors():
         options = parse(arguments)
-        documents = load_documents(options.path)
-        if options.run is None:
-            tokenizer = GLMTokenizer.train(documents, _VOCAB_SIZE)
-        else:
-            tokenizer = GLMTokenizer.load(options.run)
+        tokenizer, documents = read(options)
         example = make_example(tokenizer, documents, options)
         view = view_sample(example, word_labels(tokenizer), sop=tokenizer.sop_id, eop=tokenizer.eop_id)
         picture = plot_sample(view, Path(options.out), _TITLES[options.objective])
@@ -65,7 +65,9 @@ def parse(arguments: Sequence[str]) -> Any:
         "--ratio", type=float, default=0.15, help="part of the text in token spans or sentences"
     )
     parser.add_argument("--length", type=int, default=24, help="tokens of a piece of the corpus")
-    parser.add_argument("--path", type=str | None, default=None, help="corpus; null: the text inside Python")
+    parser.add_argument(
+        "--path", type=str | None, default=None, help="text or token store; null: the text inside Python"
+    )
     parser.add_argument("--run", type=str | None, default=None, help="run folder whose tokenizer to use")
     parser.add_argument("--out", type=str, default="sample.png", help="where the picture goes")
     options = parse_arguments(parser, arguments)
@@ -75,19 +77,42 @@ def parse(arguments: Sequence[str]) -> Any:
         raise UserError(f"length: expected 8 to {_MAX_TOKENS} tokens, got {options.length}")
     if options.seed < 0:
         raise UserError(f"seed: expected 0 or more, got {options.seed}")
+    if Path(options.out).is_dir() or not Path(options.out).parent.is_dir():
+        raise UserError(f"out: expected a file in a folder that exists, got {options.out}")
+    objective_settings(options)
+    expect_utf8(options.text or "")
     return options
 
 
-def make_example(tokenizer: GLMTokenizer, documents: Sequence[str], options: Any) -> Example:
+def read(options: Any) -> tuple[GLMTokenizer, TokenDocuments | None]:
+    """The tokenizer, and the corpus where the text is to come from it; nothing is read without need."""
+    if options.path is not None and is_store(options.path):
+        if options.run is not None:
+            raise UserError(f"run: {options.path} has a tokenizer of its own; leave out --run")
+        store = open_store(options.path, verify=False)
+        return store.tokenizer, store.documents
+    tokenizer = None if options.run is None else GLMTokenizer.load(options.run)
+    if tokenizer and options.text is not None:
+        return tokenizer, None
+    documents = load_documents(options.path)
+    tokenizer = tokenizer or GLMTokenizer.train(documents, _VOCAB_SIZE)
+    return tokenizer, encode_documents(tokenizer, documents) if options.text is None else None
+
+
+def objective_settings(options: Any) -> dict[str, Any]:
+    return {
+        "token": TokenSpanSettings(ratio=options.ratio),
+        "sentence": SentenceSettings(ratio=options.ratio),
+    }
+
+
+def make_example(tokenizer: GLMTokenizer, documents: TokenDocuments | None, options: Any) -> Example:
     """An example of the text given, or of a piece of the corpus."""
-    objective: Objective = standard_objectives(
-        tokenizer.pieces(),
-        token=TokenSpanSettings(ratio=options.ratio),
-        sentence=SentenceSettings(ratio=options.ratio),
-    )[options.objective]
-    if options.text is None:
+    objectives = standard_objectives(tokenizer.pieces(), **objective_settings(options))
+    objective: Objective = objectives[options.objective]
+    if documents is not None and options.text is None:
         batches = ExampleBatches(
-            documents=encode_documents(tokenizer, documents),
+            documents=documents,
             ids=tokenizer.ids,
             batch_size=1,
             max_length=options.length,

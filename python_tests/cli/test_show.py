@@ -3,6 +3,7 @@ import re
 import pytest
 
 from glm_ext.cli import main
+from glm_ext.cli import show as module
 
 
 @pytest.fixture
@@ -63,8 +64,37 @@ def test_special_tokens_in_a_text_are_plain_text(show):
     assert sum(row[0].endswith("MASK]") for row in rows(printed)) == 1
 
 
+def test_a_piece_of_a_token_store(show, text_folder, tmp_path):
+    store = ["prepare", str(text_folder), "--out", str(tmp_path / "store"), "--tokenizer", "train"]
+    assert main([*store, "--vocab_size", "300", "--sentences", "marks", "--workers", "1"]) == 0
+    code, printed = show("--path", tmp_path / "store", "--objective", "sentence")
+    assert code == 0 and any(row[0] == "[sMASK]" for row in rows(printed))
+    code, printed = show("--path", tmp_path / "store", "--run", tmp_path)
+    assert code == 2 and "has a tokenizer of its own; leave out --run" in printed
+
+
+def test_a_text_and_a_tokenizer_need_no_corpus(show, finished, monkeypatch):
+    monkeypatch.setattr(module, "load_documents", lambda path: pytest.fail("read without need"))
+    assert show("--text", "The cat sees another dog.", "--run", finished, "--ratio", 0.3)[0] == 0
+
+
 def test_odd_characters_have_labels(show):
     assert show("--text", "A tab\there, a line\nthere, 好的 and the cat.", "--objective", "single")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ratio", "1.5"], "ratio: expected a number between 0 and 1"),
+        (["--out", "/no/such/folder/x.png"], "out: expected a file in a folder that exists"),
+        (["--out", "/"], "out: expected a file in a folder that exists"),
+        (["--text", "a \udcff b"], "not UTF-8 at character 2"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_read(show, monkeypatch, options, message):
+    monkeypatch.setattr(module, "load_documents", lambda path: pytest.fail("read first"))
+    code, said = show(*options)
+    assert code == 2 and message in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -73,13 +103,11 @@ def test_odd_characters_have_labels(show):
         (["--objective", "tokens"], "objective: expected one of token, document, sentence, single"),
         (["--length", "7"], "length: expected 8 to 64 tokens, got 7"),
         (["--seed", "-1"], "seed: expected 0 or more"),
-        (["--ratio", "1.5"], "ratio: expected a number between 0 and 1"),
         (["--ration", "0.5"], "did you mean 'ratio'"),
         (["--text", "cat"], "hold no blank at ratio 0.15; give a longer one"),
         (["--text", "long " * 100], "a picture holds 64"),
         (["--run", "/no/such/run"], "/no/such/run"),
         (["--path", "/no/such/text"], "/no/such/text"),
-        (["--out", "/no/such/folder/x.png"], "/no/such/folder/x.png"),
     ],
 )
 def test_wrong_options_are_one_line(show, options, message):
