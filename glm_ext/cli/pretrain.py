@@ -27,6 +27,7 @@ from glm_ext.data import (
     Cloze,
     ExampleBatches,
     GLMTokenizer,
+    Mixture,
     held_out_cloze,
     target_counts,
     unigram_loss,
@@ -47,6 +48,10 @@ tiny preset on the documentation inside Python, a few minutes on a laptop."""
 # Steps whose targets are counted for the unigram loss: enough that more would not lower it in the second
 # digit.
 _UNIGRAM_STEPS = 500
+
+# The part of the texts that must fit an objective: with fewer, a hundred in a row would not now and then, and
+# the mixture would not be the one that was asked for.
+_LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,8 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
         token_budget=config.data.budget(config.batch_size),
         join_documents=config.data.joins,
     )
+    if not resume:
+        check_objectives(batches, mixture)
     unseen = dataclasses.replace(batches, documents=text.held_out)
     held_out = unseen.take(config.eval_batches)
     several = mixture.active if len(mixture.active) > 1 else ()
@@ -159,6 +166,18 @@ def prepare(config: TrainConfig, run: Path, resume: Checkpoint | None) -> Job:
         ),
         blanks=blanks,
     )
+
+
+def check_objectives(batches: ExampleBatches, mixture: Mixture) -> None:
+    """ConfigError for an objective whose examples would be missed only far into training."""
+    for name in mixture.active:
+        share = dataclasses.replace(batches, objective=mixture.only(name)).share_that_fits()
+        if share < _LEAST_SHARE:
+            raise ConfigError(
+                f"data.objectives.{name}: expected a text that it finds blanks in, but only {share:.0%} of "
+                f"its pieces of {batches.max_length} tokens have any: too short, without whole sentences, or "
+                "all prompt; set it to 0, or raise data.seq_length"
+            )
 
 
 def train(job: Job) -> int:

@@ -21,7 +21,8 @@ class Drawn(NamedTuple):
 def fill_budget(budget: int, longest: int, draw: Callable[[int, int], Drawn | None]) -> list[Example]:
     """Examples of `budget` tokens or a few less.
 
-    draw(n, limit): draw number n, of a text of at most `limit` tokens; None if such a text holds no example.
+    draw(n, limit): draw number n, of a text of at most `limit` tokens; None if such a text holds no example,
+    and the rest of the budget is to be left free.
     Texts have up to `longest` tokens; only where an example does not fit into what is left is another drawn,
     of a text so much shorter. No example is cut. Nothing that fits may come of it: an empty list.
     """

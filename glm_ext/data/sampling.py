@@ -17,9 +17,10 @@ from .packing import Drawn, fill_budget
 from .spans import Ints
 from .special import SpecialIds
 
-# A text whose spans do not fit is dropped and the next one drawn: rare, unless the corpus holds nothing that
-# can be blanked.
+# A text whose spans do not fit is dropped and the next one drawn, and so is an objective that fits none of so
+# many texts: rare, unless the corpus holds nothing that can be blanked.
 _MAX_DRAWS = 100
+_MAX_OBJECTIVES = 10
 
 _EMPTY_BUFFER = np.zeros(4, dtype=np.uint64)
 
@@ -122,35 +123,49 @@ class ExampleBatches:
     def sample(self, step: int, index: int) -> Example:
         """Example `index` of optimizer step `step`: a pure function of (seed, step, index).
 
-        A text that does not fit its objective, or that has no target of weight, gives way to another.
-        ValueError if no text of these documents will do.
+        A text that does not fit its objective, or that has no target of weight, gives way to another; an
+        objective that fits none of a hundred to another draw of both. ValueError if nothing will do.
         """
         return self._sample(self._generator(0, step, index), step, index)
 
+    def share_that_fits(self) -> float:
+        """Of a hundred texts of full length, the part that the objective makes an example of."""
+        rng = self._generator(3, 0, 0)
+        objective = self._objective(rng, 0, 0)
+        fitting = [self._try(rng, objective, self.max_length) is not None for _ in range(_MAX_DRAWS)]
+        return sum(fitting) / len(fitting)
+
     def _sample(self, rng: np.random.Generator, step: int, index: int) -> Example:
-        objective = self._objective(rng, step, index // self.batch_size)
-        drawn = self._draw(rng, objective, self.max_length)
-        if drawn is None:
-            raise self._no_example()
-        return drawn.example
+        return self._draw_whole(rng, step, index // self.batch_size).example
+
+    def _draw_whole(self, rng: np.random.Generator, step: int, batch: int) -> Drawn:
+        """An example of a text of full length."""
+        for _ in range(_MAX_OBJECTIVES):
+            if drawn := self._draw(rng, self._objective(rng, step, batch), self.max_length):
+                return drawn
+        raise self._no_example()
 
     def _draw(self, rng: np.random.Generator, objective: Objective, max_length: int) -> Drawn | None:
-        for _ in range(_MAX_DRAWS):
-            alone = None
-            if not self.join_documents:
-                place = rng.integers(self._reach[-1])
-                alone = self.documents.where(int(self._reach.searchsorted(place, side="right")))
-            text = sample_text(self.documents, rng, max_length, self.ids.cls, alone=alone)
-            example = objective(text.tokens, rng, self.ids, weights=text.weights, ends=text.ends)
-            if example is not None and example.loss_mask.any():
-                return Drawn(example, len(text.tokens))
-        return None
+        tries = (self._try(rng, objective, max_length) for _ in range(_MAX_DRAWS))
+        return next((drawn for drawn in tries if drawn is not None), None)
+
+    def _try(self, rng: np.random.Generator, objective: Objective, max_length: int) -> Drawn | None:
+        alone = None
+        if not self.join_documents:
+            place = rng.integers(self._reach[-1])
+            alone = self.documents.where(int(self._reach.searchsorted(place, side="right")))
+        text = sample_text(self.documents, rng, max_length, self.ids.cls, alone=alone)
+        example = objective(text.tokens, rng, self.ids, weights=text.weights, ends=text.ends)
+        if example is None or not example.loss_mask.any():
+            return None
+        return Drawn(example, len(text.tokens))
 
     def _no_example(self) -> ValueError:
+        names = ", ".join(self.objective.active) + ": " if isinstance(self.objective, Mixture) else ""
         return ValueError(
-            f"no room for blanks in {_MAX_DRAWS} texts of {self.max_length} tokens: texts or documents too "
-            "short, without whole sentences, or all prompt; lengthen the texts, or join the documents, "
-            f"{self.documents.num_tokens / len(self.documents):.1f} tokens on average"
+            f"{names}no room for blanks in {_MAX_DRAWS * _MAX_OBJECTIVES} texts of {self.max_length} tokens: "
+            "texts or documents too short, without whole sentences, or all prompt; lengthen the texts, or "
+            f"join the documents, {self.documents.num_tokens / len(self.documents):.1f} tokens on average"
         )
 
     def _objective(self, rng: np.random.Generator, step: int, batch: int) -> Objective:
@@ -182,7 +197,9 @@ class ExampleBatches:
 
         def draw(place: int, limit: int) -> Drawn | None:
             _move(rng, [self.seed, 2], [0, place, number, step])
-            return self._draw(rng, self._objective(rng, step, number), limit)
+            if limit == self.max_length:
+                return self._draw_whole(rng, step, number)
+            return self._draw(rng, self._objective(rng, step, number), limit)  # else the batch is full
 
         examples = fill_budget(budget, self.max_length, draw)
         if not examples:

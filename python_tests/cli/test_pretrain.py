@@ -108,6 +108,21 @@ def test_packed_batches_train_and_resume(tmp_path, small_run, capsys):
     assert TrainConfig.from_yaml(run / "config.yaml").data.token_budget == 200
 
 
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_an_objective_that_the_text_cannot_serve_is_named(tmp_path, small_run, capsys, packing):
+    """Words and no end marks: a run would have stopped at the first step that draws a sentence in vain."""
+    words = ["the", "cat", "sees", "another", "dog", "near", "old", "house", "every", "single", "day"]
+    (tmp_path / "text").mkdir()
+    for number in range(30):
+        text = " ".join(words[number * step % len(words)] for step in range(1, 900))
+        (tmp_path / "text" / f"{number}.txt").write_text(text)
+    options = [*small_run, "--data.path", str(tmp_path / "text"), "--run", str(tmp_path / "run")]
+    mixed = ["--data.objectives.sentence", "1", "--data.packing", packing]
+    message = refused(capsys, ["pretrain", *options, *mixed])
+    assert "data.objectives.sentence: expected a text that it finds blanks in, but only" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_on_plain_torch_has_the_losses_of_the_kernels(tmp_path, small_run):
     """Same weights, batches and dropout bits: other bits would move a loss in its second digit."""
     losses = {}

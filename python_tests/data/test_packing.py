@@ -182,6 +182,26 @@ def test_one_draw_of_the_mixture_for_a_whole_batch() -> None:
     assert all(len(kinds) == 1 for kinds in masks) and len({kinds.pop() for kinds in masks}) == 2
 
 
+def test_an_objective_that_fits_no_text_gives_way_to_another() -> None:
+    """Sentences in documents without end marks: one at the end of a document alone, and hardly ever drawn."""
+    lengths = np.full(40, 3000)
+    tokens = np.concatenate([[*[1000 + d] * (length - 1), IDS.eos] for d, length in enumerate(lengths)])
+    source = TokenDocuments(tokens, np.concatenate(([0], np.cumsum(lengths))))
+    objectives = standard_objectives([b"word"] * 2000)
+    mixture = Mixture(objectives=objectives, weights={"token": 1, "sentence": 1})
+    for budget in (2048, None):
+        mixed = dataclasses.replace(batches(token_budget=budget, objective=mixture), documents=source)
+        for step in range(4):
+            batch = mixed.batch(step)
+            assert torch.equal(batch.tokens, mixed.batch(step).tokens)
+            assert budget is None or batch.num_tokens > 0.9 * budget
+        shares = {
+            name: dataclasses.replace(mixed, objective=mixture.only(name)).share_that_fits()
+            for name in mixture.active
+        }
+        assert shares["token"] == 1.0 and shares["sentence"] < 0.05
+
+
 def test_prompts_weigh_nothing() -> None:
     weights = (SOURCE.tokens % 2 == 0).astype(np.float32)  # every other document is a prompt
     source = dataclasses.replace(batches(), documents=dataclasses.replace(SOURCE, weights=weights))
