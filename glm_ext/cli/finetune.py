@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from glm_ext.cli.errors import UserError, user_errors
-from glm_ext.cli.resume import check_new, resumed, stopped_by
+from glm_ext.cli.resume import check_new, recorded, resumed, stopped_by
 from glm_ext.cli.task_options import parse_task_arguments
 from glm_ext.config import GLMConfig
-from glm_ext.data.files import file_sha256
+from glm_ext.data.files import file_sha256, write_atomically
 from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.model import GLM
 from glm_ext.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -159,10 +159,10 @@ def train(job: Job) -> int:
 def check_same_files(path: Path, files: dict[str, Path]) -> None:
     """Records in a new run what it learns from; a resumed run must find the same."""
     now = {name: file_sha256(file) for name, file in files.items()}
-    if not path.exists():
-        path.write_text(json.dumps(now, indent=2), encoding="utf-8")
+    before = recorded(path, {"train": "", "valid": ""})
+    if before is None:
+        write_atomically(path, json.dumps(now, indent=2).encode())
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
     # Runs of earlier versions did not record their description.
     if changed := [str(files[name]) for name in now if before.get(name, now[name]) != now[name]]:
         raise UserError(f"{', '.join(changed)} changed since the run began; go on with the same files")

@@ -21,7 +21,7 @@ import torch
 from glm_ext.batch import Batch
 from glm_ext.cli.arguments import parse_arguments
 from glm_ext.cli.errors import UserError, user_errors
-from glm_ext.cli.resume import check_new, resumed, stopped_by
+from glm_ext.cli.resume import check_new, recorded, resumed, stopped_by
 from glm_ext.cli.text import load_text
 from glm_ext.data import (
     Cloze,
@@ -234,19 +234,10 @@ def guess(job: Job, text: str) -> str:
 
 def check_same_text(path: Path, now: dict[str, Any]) -> None:
     """A run that goes on must find the text that data.json says it has learned from."""
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_bytes())
-        documents, tokens = (int(before[name]) for name in ("documents", "tokens"))
-    except (ValueError, TypeError, KeyError):
+    before = recorded(path, now)
+    if before is not None and before != now:
         raise UserError(
-            f"{path}: broken; expected {', '.join(now)} of the text that the run learns from; "
-            "remove it if the text is still the same"
-        ) from None
-    if before != now:
-        raise UserError(
-            f"the text has changed since the run began: {tokens:,} tokens in {documents:,} documents then, "
-            f"{now['tokens']:,} in {now['documents']:,} now; go on with the same text, or for the "
-            "text inside Python with the same Python"
+            f"the text has changed since the run began: {before['tokens']:,} tokens in "
+            f"{before['documents']:,} documents then, {now['tokens']:,} in {now['documents']:,} now; go on "
+            "with the same text, or for the text inside Python with the same Python"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import warnings
@@ -63,6 +64,25 @@ def _settings(cls: type[_S], run: Path) -> _S:
                 right = shlex.join(["glm-ext", command, "--resume", str(run)])
                 raise UserError(f"{run} is a run of glm-ext {command}; go on with it by {right}") from None
         raise
+
+
+def recorded(path: Path, kind: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a run's data.json says that it learns from; None before it is written.
+
+    UserError if it is broken. kind: such a record, at least its entries and their types.
+    """
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        record = None
+    if isinstance(record, dict) and all(type(record.get(name)) is type(kind[name]) for name in kind):
+        return record
+    raise UserError(
+        f"{path}: broken; expected {', '.join(kind)} of what the run learns from; "
+        "remove it if that is still the same"
+    )
 
 
 def stopped_by(number: signal.Signals, command: str, run: Path, step: int) -> int:

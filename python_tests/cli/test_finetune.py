@@ -254,6 +254,8 @@ def test_resume_with_another_description_is_refused(tmp_path, finished, capsys):
     recorded = json.loads((run / "data.json").read_text())
     (run / "data.json").write_text(json.dumps({name: recorded[name] for name in ("train", "valid")}))
     assert main(["finetune", "--resume", str(run)]) == 0  # of an earlier version
+    (run / "data.json").write_text("{}")
+    assert "data.json: broken; expected train, valid" in refused(capsys, ["--resume", str(run)])
 
 
 @pytest.mark.parametrize("task", ["cloze", "head"])
