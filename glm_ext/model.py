@@ -208,7 +208,12 @@ class GLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V], by the vocabulary matrix that also embeds."""
-        return F.linear(hidden, self.word_embeddings.weight)
+        weight = self.word_embeddings.weight
+        # So wide a product is faster packed, but for one row, as docs/log.md has it, 2026-11-28.
+        if hidden.device.type == "cpu" and (torch.compiler.is_compiling() or hidden.shape[:-1].numel() > 1):
+            out: Tensor = self.transformer.ops.linear(hidden, weight)
+            return out
+        return F.linear(hidden, weight)
 
     def loss(self, batch: Batch) -> Tensor:
         """sum(cross-entropy * loss_mask) / sum(loss_mask); rows of mask 0 never meet the vocabulary.

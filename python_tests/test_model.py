@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glm_ext import GLM, Batch, GLMConfig, PackedBatch
+from glm_ext import GLM, Batch, GLMConfig, PackedBatch, ops
 
 BACKENDS = ["eager", "auto"]
 GOLDEN = {
@@ -374,3 +374,13 @@ def test_compiles_to_one_graph(prefix_len):
 def test_empty_batch():
     tokens, positions = inputs(B=0)
     assert small_model()(tokens, positions, 4).shape == (0, 6, 50)
+
+
+@pytest.mark.parametrize(("rows", "packed"), [(1, False), (2, True), (40, True)])
+def test_logits_of_more_than_a_row_are_a_packed_product(monkeypatch, rows, packed):
+    model, calls = small_model(), []
+    linear = ops.linear
+    monkeypatch.setattr(ops, "linear", lambda *arguments: calls.append(1) or linear(*arguments))
+    hidden = torch.randn(1, rows, model.config.hidden_size)
+    torch.testing.assert_close(model.logits(hidden), F.linear(hidden, model.word_embeddings.weight))
+    assert bool(calls) == packed
