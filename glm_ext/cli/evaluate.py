@@ -10,12 +10,12 @@ from typing import Any
 
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.task_options import parse_task_arguments
-from glm_ext.extras import require
 from glm_ext.tasks import TASKS, Task, load_task
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
 from glm_ext.train.finetune_config import TaskOptions
 from glm_ext.train.load import model_of
 from glm_ext.train.log import for_json
+from glm_ext.train.settings import command_parser
 
 _DESCRIPTION = f"""The metrics of a trained model on a file of examples, JSON lines or CSV.
 Tasks: {", ".join(TASKS)}."""
@@ -49,10 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    jsonargparse = require("jsonargparse", extra="train")
-    parser = jsonargparse.ArgumentParser(
-        prog="glm-ext evaluate", description=_DESCRIPTION, exit_on_error=False, allow_abbrev=False
-    )
+    parser = command_parser("glm-ext evaluate", _DESCRIPTION)
     parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
     parser.add_argument("--task", type=str | None, default=None, help="name of the task")
     parser.add_argument("--data", type=str | None, default=None, help="file of examples")

@@ -154,9 +154,8 @@ class _Mapped(np.memmap):
     """A memory map that travels to another process by the name of its file; a part of it as a copy."""
 
     def __getitem__(self, place: Any) -> Any:
-        return self.view(np.ndarray)[
-            place
-        ]  # to make a part a memory map takes longer than to copy its tokens
+        # To make a part a memory map takes longer than to copy its tokens.
+        return self.view(np.ndarray)[place]
 
     def __reduce__(self) -> Any:
         if self.filename is not None and self.nbytes == Path(self.filename).stat().st_size:
