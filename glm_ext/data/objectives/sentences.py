@@ -80,9 +80,10 @@ def find_sentences(
             ends = _marked_ends([pieces[token] for token in tokens[offset:stop]])
         else:
             ends = np.flatnonzero(known_ends[offset:stop]) + 1
-        if closed:
-            ends = np.union1d(ends, [room])
-        begins = np.concatenate(([0], ends[:-1]))[: len(ends)]
+        if closed and (len(ends) == 0 or ends[-1] != room):
+            ends = np.append(ends, room)
+        begins = np.zeros_like(ends)
+        begins[1:] = ends[:-1]
         starts.append(offset + begins)
         lengths.append(ends - begins)
     if not starts:
