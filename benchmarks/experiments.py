@@ -1,4 +1,4 @@
-"""Tables of what benchmarks.curves, benchmarks.few_shot and benchmarks.loader wrote."""
+"""Tables and pictures of docs/results.md, from what benchmarks.curves and benchmarks.few_shot wrote."""
 
 from __future__ import annotations
 
@@ -60,19 +60,3 @@ def score(rows: list[dict[str, Any]], form: str, per_class: int) -> tuple[float,
     """Mean and sample deviation."""
     found = [row["accuracy"] for row in rows if (row["form"], row["per_class"]) == (form, per_class)]
     return statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0
-
-
-def loader_table(report: Report) -> str:
-    """Million tokens a second by objective and form; a column a length of texts."""
-    cells = report["loader"]
-    lengths = sorted({cell["length"] for cell in cells})
-    lines = [f"| objective | batches | {' | '.join(f'{length} tokens' for length in lengths)} |"]
-    lines.append(f"| --- | ---{' | ---' * len(lengths)} |")
-    rows: dict[tuple[str, bool], dict[int, float]] = {}
-    for cell in cells:
-        rows.setdefault((cell["objective"], cell["packed"]), {})[cell["length"]] = cell["speed"]
-    for (objective, packed), speeds in rows.items():
-        columns = [f"{speeds[length] / 1e6:.2f}" for length in lengths]
-        lines.append(f"| {objective} | {'packed' if packed else 'padded'} | {' | '.join(columns)} |")
-    how = " Million tokens a second of one core; processor time, median batch."
-    return "\n".join([*lines, "", small_print(report, how=how), ""])

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .cases import OURS, rate
-from .experiments import curves_table, few_shot_table, loader_table
+from .experiments import curves_table, few_shot_table
 from .result_file import ROOT, Report, read, small_print
 
 PAGES = [ROOT / page for page in ("README.md", "docs/performance.md", "docs/results.md")]
@@ -124,6 +124,22 @@ def device_table(report: Report) -> str:
     where = f"{given['gpu']}, torch {given['torch']}, {given['date']}, commit {given['commit']}"
     peaks = f"% of {tflops} TFLOP/s (a product of bf16 matrices) or {gbs} GB/s (a copy)"
     return "\n".join([*rows, "", f"*{where}; {peaks}, measured in the same run. Medians of ten.*", ""])
+
+
+def loader_table(report: Report) -> str:
+    """Million tokens a second by objective and form; a column a length of texts."""
+    cells = report["loader"]
+    lengths = sorted({cell["length"] for cell in cells})
+    lines = [f"| objective | batches | {' | '.join(f'{length} tokens' for length in lengths)} |"]
+    lines.append(f"| --- | ---{' | ---' * len(lengths)} |")
+    rows: dict[tuple[str, bool], dict[int, float]] = {}
+    for cell in cells:
+        rows.setdefault((cell["objective"], cell["packed"]), {})[cell["length"]] = cell["speed"]
+    for (objective, packed), speeds in rows.items():
+        columns = [f"{speeds[length] / 1e6:.2f}" for length in lengths]
+        lines.append(f"| {objective} | {'packed' if packed else 'padded'} | {' | '.join(columns)} |")
+    how = " Million tokens a second of one core; processor time, median batch."
+    return "\n".join([*lines, "", small_print(report, how=how), ""])
 
 
 def span(values: Iterable[int]) -> str:

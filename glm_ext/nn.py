@@ -97,6 +97,18 @@ class Layer(nn.Module):
         )
         return seam
 
+    def embed(
+        self, tokens: Tensor, positions: Tensor, word: nn.Module, position: nn.Module, block: nn.Module
+    ) -> Tensor:
+        """dropout(word[token] + position[place in Part A] + block[place in the span]), [B, S, E]."""
+        ids, tables = (tokens, positions[:, 0], positions[:, 1]), (word, position, block)
+        if not all(plain(table, nn.Embedding) for table in tables):
+            rows = [table(index) for table, index in zip(tables, ids, strict=True)]
+            return F.dropout(rows[0] + rows[1] + rows[2], self.dropout, self.training)
+        weights = (table.weight for table in tables)
+        out: Tensor = self.ops.embedding_2d(*ids, *weights, dropout_p=self.dropout_p)
+        return out
+
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}, backend={self.backend!r}"
 
@@ -216,14 +228,8 @@ class Embedding2D(Layer):
         )
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        ids = tokens, positions[:, 0], positions[:, 1]
         tables = self.word_embeddings, self.position_embeddings, self.block_position_embeddings
-        if not all(plain(table, nn.Embedding) for table in tables):
-            word, position, block = (table(index) for table, index in zip(tables, ids, strict=True))
-            return F.dropout(word + position + block, self.dropout, self.training)
-        weights = (table.weight for table in tables)
-        out: Tensor = self.ops.embedding_2d(*ids, *weights, dropout_p=self.dropout_p)
-        return out
+        return self.embed(tokens, positions, *tables)
 
 
 class GeluMLP(Layer):

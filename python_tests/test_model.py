@@ -376,6 +376,17 @@ def test_empty_batch():
     assert small_model()(tokens, positions, 4).shape == (0, 6, 50)
 
 
+@pytest.mark.parametrize("kind", [torch.nn.Embedding, torch.nn.Linear, torch.nn.LayerNorm])
+def test_hooks_of_every_part_of_the_model_run(kind):
+    model, seen = small_model().eval(), set()
+    names = {name for name, part in model.named_modules() if isinstance(part, kind)}
+    for name in names:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.add(name))
+    tokens, positions = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 2, 4, dtype=torch.int64)
+    torch.testing.assert_close(model(tokens, positions, 2), small_model().eval()(tokens, positions, 2))
+    assert seen == names
+
+
 @pytest.mark.parametrize(("rows", "packed"), [(1, False), (2, True), (40, True)])
 def test_logits_of_more_than_a_row_are_a_packed_product(monkeypatch, rows, packed):
     model, calls = small_model(), []

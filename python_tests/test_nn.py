@@ -142,7 +142,7 @@ def test_a_pruned_part_follows_its_weights():
 def test_quantized_layers_run(name):
     layer, arguments = layers("auto")[name]
     quantized = torch.ao.quantization.quantize_dynamic(layer.eval(), {nn.Linear})
-    torch.testing.assert_close(quantized(*arguments), layer(*arguments), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(quantized(*arguments), layer(*arguments), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [4, FUSED_LINEAR_ROWS])

@@ -70,14 +70,16 @@ def _read(path: Path) -> dict[str, Any]:
         path = path / _FIRST_PART
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint; expected a file or a folder with {_FIRST_PART}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return dict(load_file(path))
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
         with torch.serialization.safe_globals(_NUMPY_STATE):
             return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # each of torch's readers has errors of its own
+    except ImportError:
+        raise
+    except Exception as error:  # each of these readers has errors of its own
         raise ValueError(
             f"{path}: not a checkpoint that can be read safely: {error}; if you trust it, pass what "
             "torch.load(..., weights_only=False) gives"

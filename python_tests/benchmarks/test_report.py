@@ -69,7 +69,7 @@ def test_the_loader_has_a_row_an_objective_and_form_and_a_column_a_length(measur
             (True, 256, 1e6),
         ]
     ]
-    lines = experiments.loader_table({"conditions": measured["conditions"], "loader": cells}).splitlines()
+    lines = report.loader_table({"conditions": measured["conditions"], "loader": cells}).splitlines()
     assert lines[0] == "| objective | batches | 128 tokens | 256 tokens |"
     assert lines[2:4] == ["| token | padded | 1.00 | 2.00 |", "| token | packed | 0.90 | 1.00 |"]
 

@@ -79,9 +79,10 @@ def test_states_of_random_generators_are_skipped(state, tmp_path):
 
 
 def test_a_broken_file_and_one_with_code_are_refused(state, tmp_path):
-    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    for name in ("broken.pt", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"no checkpoint")
     torch.save({"module": state, "args": Path}, tmp_path / "code.pt")
-    for name in ("broken.pt", "code.pt"):
+    for name in ("broken.pt", "broken.safetensors", "code.pt"):
         with pytest.raises(ValueError, match=rf"{name}: not a checkpoint that can be read safely"):
             load_megatron(tmp_path / name)
 
