@@ -36,6 +36,16 @@ def check_like(name: str, tensor: Tensor, anchor_name: str, anchor: Tensor) -> N
     _check_strided(name, tensor)
 
 
+def check_result(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, anchor: Tensor) -> None:
+    """What a forward op gave, or the gradient of it, as its backward takes it; where the anchor is."""
+    if tensor.device != anchor.device:
+        raise ValueError(f"{name}: expected device {anchor.device}, got {tensor.device}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected {str(dtype).removeprefix('torch.')}, got {dtype_name(tensor)}")
+    _check_strided(name, tensor)
+    check_shape(name, tensor, shape, "as the op gave it")
+
+
 def check_integer(name: str, tensor: Tensor, device: torch.device) -> None:
     """Index tensors are int64 or int32, on the op's device."""
     if not isinstance(tensor, Tensor):
@@ -90,6 +100,11 @@ def _check_number(name: str, value: object, expected: str) -> None:
 def _check_strided(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums and statistics of tensors of `dtype` are taken in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -13,7 +13,9 @@ from glm_ext.ops._arguments import (
     check_floating,
     check_like,
     check_probability,
+    check_result,
     check_shape,
+    statistics_dtype,
 )
 from glm_ext.ops._library import (
     autocast_dtype,
@@ -100,6 +102,26 @@ def _check(
     check_shape("bias", bias, x.shape[-1:], "E")
 
 
+def _check_backward(
+    grad_normed: Tensor,
+    grad_new_residual: Tensor | None,
+    new_residual: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    wanted: list[bool],
+) -> None:
+    _check(new_residual, new_residual, weight, weight, seed, 0.0, dropout_p)
+    for name, grad in (("grad_normed", grad_normed), ("grad_new_residual", grad_new_residual)):
+        if grad is not None:
+            check_result(name, grad, new_residual.shape, new_residual.dtype, new_residual)
+    for name, of_rows in (("mean", mean), ("rstd", rstd)):
+        dtype = statistics_dtype(new_residual.dtype)
+        check_result(name, of_rows, new_residual.shape[:-1], dtype, new_residual)
+
+
 def _forward(
     x: Tensor,
     residual: Tensor,
@@ -127,8 +149,7 @@ def _forward_fake(
     eps: float,
     dropout_p: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    statistics = torch.float64 if x.dtype == torch.float64 else torch.float32
-    mean = x.new_empty(x.shape[:-1], dtype=statistics)
+    mean = x.new_empty(x.shape[:-1], dtype=statistics_dtype(x.dtype))
     normed = torch.empty_like(x, memory_format=torch.contiguous_format)
     return normed, torch.empty_like(normed), mean, torch.empty_like(mean)
 
@@ -157,8 +178,9 @@ def _backward(
         workspace = mean.new_empty((partials, 2, weight.numel()))
     _C.dropout_add_layer_norm_backward(
         grad_normed.contiguous(), None if grad_new_residual is None else grad_new_residual.contiguous(),
-        new_residual, weight.contiguous(), mean, rstd, grad_x, grad_residual, grad_weight, grad_bias,
-        workspace, dropout_p, seed_value(seed), target("dropout_add_layer_norm_backward", grad_normed),
+        new_residual.contiguous(), weight.contiguous(), mean.contiguous(), rstd.contiguous(),
+        grad_x, grad_residual, grad_weight, grad_bias, workspace,
+        dropout_p, seed_value(seed), target("dropout_add_layer_norm_backward", grad_normed),
     )  # fmt: skip
     return grads
 
@@ -268,6 +290,7 @@ register(
     "Tensor weight, Tensor mean, Tensor rstd, Tensor? seed, float dropout_p, bool[3] wanted) -> Tensor[]",
     _backward,
     _backward_fake,
+    check=_check_backward,
 )
 torch.library.register_autograd(
     "glm_ext::dropout_add_layer_norm", _registered_backward, setup_context=_setup_context

@@ -95,8 +95,7 @@ def _check(
 ) -> None:
     check_floating("token_table", token_table)
     check_probability("dropout_p", dropout_p)
-    for name, index in zip(IDS, (tokens, positions, block_positions), strict=True):
-        check_integer(name, index, token_table.device)
+    _check_ids(tokens, positions, block_positions, token_table.device)
     for name, table in zip(TABLES[1:], (position_table, block_table), strict=True):
         check_like(name, table, "token_table", token_table)
     check_shape("token_table", token_table, (-1, -1), "V, E")
@@ -104,8 +103,32 @@ def _check(
         raise ValueError(f"token_table: expected [V, E] with E >= 1, got {list(token_table.shape)}")
     check_shape("position_table", position_table, (-1, token_table.shape[1]), "P, E")
     check_shape("block_table", block_table, (-1, token_table.shape[1]), "P', E")
-    check_shape("positions", positions, tokens.shape, "as tokens")
-    check_shape("block_positions", block_positions, tokens.shape, "as tokens")
+
+
+def _check_ids(tokens: Tensor, positions: Tensor, block_positions: Tensor, device: torch.device) -> None:
+    for name, index in zip(IDS, (tokens, positions, block_positions), strict=True):
+        check_integer(name, index, device)
+        check_shape(name, index, tokens.shape, "as tokens")
+
+
+def _check_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    seed: Tensor | None,
+    dropout_p: float,
+    table_rows: list[int],
+    wanted: list[bool],
+) -> None:
+    check_floating("grad", grad)
+    check_probability("dropout_p", dropout_p)
+    _check_ids(tokens, positions, block_positions, grad.device)
+    check_shape("grad", grad, (*tokens.shape, -1), "as tokens, then E")
+    if grad.shape[-1] == 0 or min(table_rows) < 0:
+        raise ValueError(
+            f"grad, table_rows: expected E >= 1 and counts of rows, got {list(grad.shape)}, {table_rows}"
+        )
 
 
 def _promote(*tables: Tensor) -> tuple[Tensor, ...]:
@@ -270,5 +293,6 @@ register(
     "Tensor? seed, float dropout_p, SymInt[3] table_rows, bool[3] wanted) -> Tensor[]",
     _backward,
     _backward_fake,
+    check=_check_backward,
 )
 torch.library.register_autograd("glm_ext::embedding_2d", _registered_backward, setup_context=_setup_context)

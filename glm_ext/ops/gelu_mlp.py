@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glm_ext import _C
 from glm_ext.ops import _gelu_mlp_library as library
-from glm_ext.ops._arguments import check_floating, check_like, check_shape
+from glm_ext.ops._arguments import check_floating, check_like, check_result, check_shape
 from glm_ext.ops._library import (
     autocast_dtype,
     cast_for_autocast,
@@ -86,6 +86,25 @@ def _check(
     if b2 is not None:
         check_shape("b2", b2, w2.shape[:1], "O")
     check_choices(approximate, recompute)
+
+
+def _check_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    pre: Tensor,
+    post: Tensor,
+    approximate: str,
+    recompute: str,
+    needed: Sequence[bool],
+) -> None:
+    _check(x, w1, b1, w2, None, approximate, recompute)
+    check_result("grad_y", grad_y, (*x.shape[:-1], w2.shape[0]), x.dtype, x)
+    for name, kept, is_there in (("pre", pre, recompute != "all"), ("post", post, recompute == "none")):
+        if is_there:
+            check_result(name, kept, (x.shape[:-1].numel(), w1.shape[0]), x.dtype, x)
 
 
 def check_choices(approximate: str, recompute: str) -> None:
@@ -165,8 +184,8 @@ def _backward(
     rows, tanh, where = _rows(x), approximate == "tanh", target("gelu_mlp_backward", x)
     hidden = (rows.shape[0], w1.shape[0])
     by_library = library.is_better(x)
-    if recompute != "none":
-        post = None
+    pre = _contiguous(pre)
+    post = _contiguous(post) if recompute == "none" else None
     if not any(needed[:4]):
         pre = None
     elif recompute == "all":
@@ -299,5 +318,6 @@ register(
     "str approximate, str recompute, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _registered_backward_kernel,
     _backward_fake,
+    check=_check_backward,
 )
 torch.library.register_autograd("glm_ext::gelu_mlp", _registered_backward, setup_context=_setup_context)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glm_ext import _C
-from glm_ext.ops._arguments import check_floating, check_like, check_shape
+from glm_ext.ops._arguments import check_floating, check_like, check_result, check_shape, statistics_dtype
 from glm_ext.ops._library import (
     autocast_dtype,
     cast_for_autocast,
@@ -73,6 +73,11 @@ def _cast(
     return x, weight, None if bias is None else cast_for_autocast(dtype, bias)[0]
 
 
+def _check_backward(grad_y: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> None:
+    _check(x, weight, None)
+    check_result("grad_y", grad_y, (*x.shape[:-1], weight.shape[0]), x.dtype, x)
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
@@ -95,8 +100,8 @@ def _backward(grad_y: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool])
     grad_x, grad_weight, grad_bias = (next(given) if n else None for n in needed)
     rows, sums = _rows(x), None
     if grad_bias is not None:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        sums = x.new_empty((_C.sum_groups(rows.shape[0]), weight.shape[0]), dtype=dtype)
+        groups = _C.sum_groups(rows.shape[0])
+        sums = x.new_empty((groups, weight.shape[0]), dtype=statistics_dtype(x.dtype))
     _C.linear_backward(
         _rows(grad_y), rows, weight, sums, grad_x, grad_weight, grad_bias, target("linear_backward", x)
     )
@@ -149,5 +154,6 @@ register(
     "linear_backward(Tensor grad_y, Tensor x, Tensor weight, bool[3] needed) -> Tensor[]",
     _backward,
     _backward_fake,
+    check=_check_backward,
 )
 torch.library.register_autograd("glm_ext::linear", _registered_backward, setup_context=_setup_context)

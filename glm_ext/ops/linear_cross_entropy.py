@@ -13,8 +13,10 @@ from glm_ext.ops._arguments import (
     check_integer,
     check_like,
     check_probability,
+    check_result,
     check_shape,
     dtype_name,
+    statistics_dtype,
 )
 from glm_ext.ops._library import (
     autocast_dtype,
@@ -128,12 +130,22 @@ def _check_loss_mask(loss_mask: Tensor, hidden: Tensor) -> None:
         raise TypeError(f"loss_mask: expected a floating dtype or bool, got {dtype_name(loss_mask)}")
 
 
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _check_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    loss_mask: Tensor | None,
+    label_smoothing: float,
+    hidden_grad: bool,
+    weight_grad: bool,
+) -> None:
+    _check(hidden, weight, targets, loss_mask, label_smoothing, "none")
+    check_result("grad", grad, targets.shape, statistics_dtype(hidden.dtype), hidden)
 
 
 def _row_weight(hidden: Tensor, targets: Tensor, loss_mask: Tensor | None) -> Tensor:
-    dtype = _compute_dtype(hidden)
+    dtype = statistics_dtype(hidden.dtype)
     if loss_mask is None:
         return torch.ones(targets.shape, dtype=dtype, device=targets.device)
     return loss_mask.to(dtype).contiguous()
@@ -203,7 +215,7 @@ def _forward_fake(
     weight_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and the gradients of it as far as they are computed with it (else empty)."""
-    dtype = _compute_dtype(hidden)
+    dtype = statistics_dtype(hidden.dtype)
     now = reduction != "none"
     return (
         hidden.new_empty(() if now else targets.shape, dtype=dtype),
@@ -333,6 +345,7 @@ register(
     "Tensor? loss_mask, float label_smoothing, bool hidden_grad, bool weight_grad) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
+    check=_check_backward,
 )
 torch.library.register_autograd(
     "glm_ext::linear_cross_entropy", _registered_backward, setup_context=_setup_context

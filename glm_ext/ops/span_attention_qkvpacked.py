@@ -9,7 +9,8 @@ from torch import Tensor
 
 from glm_ext.ops._arguments import check_floating
 from glm_ext.ops._library import autocast_dtype, cast_for_autocast, first_order_only, short_path, watched
-from glm_ext.ops.span_attention import Lengths, _forward, attend, checked_arguments, write_gradients
+from glm_ext.ops._span_attention import attend, forward, write_gradients
+from glm_ext.ops.span_attention import Lengths, checked_arguments
 from glm_ext.ops.span_attention_varlen import packed_arguments
 
 
@@ -76,7 +77,7 @@ class _QKVPacked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, *rest: Any) -> Tensor:
         arguments = (*_thirds(qkv), *rest)
-        out, lse = _forward(*arguments)
+        out, lse = forward(*arguments)
         *lengths, seed, ctx.scale, ctx.dropout_p = rest
         ctx.save_for_backward(qkv, *lengths, out, lse, seed)
         return out

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from glm_ext.ops._arguments import check_floating, check_integer, check_lengths
 from glm_ext.ops._library import autocast_dtype, cast_for_autocast, draw_seed
-from glm_ext.ops.span_attention import Lengths, attend, check_heads, check_options
+from glm_ext.ops._span_attention import attend, check_heads, check_options
+from glm_ext.ops.span_attention import Lengths
 
 
 def span_attention_varlen(

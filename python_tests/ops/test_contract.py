@@ -364,14 +364,18 @@ def test_incoming_gradients_that_only_a_flag_tells(
     assert_same_bits(*results)
 
 
-def test_the_registered_op_checks_what_it_is_given(sample: Sample) -> None:
-    """A shape or dtype that does not fit is an error, not a read past the end."""
-    call = registered_calls(sample)[0]
-    tensors = [i for i, t in enumerate(call.args) if isinstance(t, Tensor) and t.dim() > 0]
-    for i in tensors[1:]:
-        for wrong in (call.args[i][..., :0], call.args[i].to(torch.complex64)):
-            with pytest.raises((ValueError, TypeError)):
-                call.op(*call.args[:i], wrong, *call.args[i + 1 :])
+def test_the_registered_ops_check_what_they_are_given(sample: Sample) -> None:
+    """A shape or dtype that does not fit is an error, not a read past the end: forward, then backward."""
+    for call in registered_calls(sample):
+        for i, tensor in enumerate(call.args):
+            if not isinstance(tensor, Tensor) or tensor.dim() == 0 or tensor.numel() == 0:
+                continue
+            wrongs = [tensor[..., :0], tensor.to(torch.complex64)]
+            if i > 0:  # of some ops, the first tensor may have any width and rank
+                wrongs += [tensor[..., :-1], tensor[None]]
+            for wrong in wrongs:
+                with pytest.raises((ValueError, TypeError)):
+                    call.op(*call.args[:i], wrong, *call.args[i + 1 :])
 
 
 # --------------------------------------------------------------------------------------------------- autocast
