@@ -37,6 +37,19 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
+def _check_told_apart(texts: Sequence[str], choices: Sequence[Sequence[int]], gold: frozenset[int]) -> None:
+    """ValueError for a right and a wrong answer of the same tokens, as two that the vocabulary lacks.
+
+    Two spellings of one word may be the same to an uncased vocabulary.
+    """
+    for right in gold:
+        for other in set(range(len(choices))) - gold:
+            if choices[right] == choices[other] and texts[right].casefold() != texts[other].casefold():
+                raise ValueError(
+                    f"choices: {texts[right]!r} and {texts[other]!r} are the same tokens in this vocabulary"
+                )
+
+
 class Cloze(Task):
     """A description with a tokenizer: the Task.
 
@@ -122,11 +135,13 @@ class Cloze(Task):
             shorten=self.description.shorten,
         )
         texts = self._choices(record)
+        choices, gold = self._encode(texts), self._gold(record, len(texts))
+        _check_told_apart(texts, choices, gold)
         question = Question(
             context=context,
             place=self._place(context),
-            choices=self._encode(texts),
-            gold=self._gold(record, len(texts)),
+            choices=choices,
+            gold=gold,
             texts=texts,
             group=str(record.get(self.description.group, "")),
         )

@@ -77,6 +77,22 @@ def test_answers_that_the_vocabulary_cannot_tell_apart(tokenizer):
     with pytest.raises(ValueError, match="choices: expected different ones"):
         task.question({"options": ["cat", "cat"]})
 
+    # Of a record's own choices, one that is lacking may be told from the others.
+    task = Cloze(words, Description(name="t", pattern="[MASK]", choices=["*options"]))
+    assert task.question({"options": ["zzz", "cat"], "label": 0}).gold == {0}
+    with pytest.raises(ValueError, match="choices: 'zzz' and 'yyy' are the same tokens in this vocabulary"):
+        task.question({"options": ["yyy", "zzz"], "label": 1})
+
+
+def test_two_spellings_of_a_word_are_one_answer_to_an_uncased_vocabulary(tokenizer):
+    class Uncased(Cloze):
+        def _encode(self, texts):
+            return super()._encode([text.lower() for text in texts])
+
+    task = Uncased(tokenizer, Description(name="t", pattern="[MASK]", choices=["*options"]))
+    question = task.question({"options": ["cat", "CAT"], "label": 0})
+    assert question.choices[0] == question.choices[1]
+
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
