@@ -194,9 +194,9 @@ class Finetuner:
             state={"step": self.steps_taken, "best": found, **self.updater.state()},
             head=None if self.head is None else self.head.state_dict(),
         )
-        return save_checkpoint(
-            self.run / "best" if best else self.run, self.steps_taken, checkpoint, keep_last=1
-        )
+        if best:
+            return save_checkpoint(self.run / "best", self.steps_taken, checkpoint, keep_last=1)
+        return save_checkpoint(self.run, self.steps_taken, checkpoint, keep_last=self.config.keep_last)
 
 
 def steps_per_epoch(examples: int, config: FinetuneConfig) -> int:

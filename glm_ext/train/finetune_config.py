@@ -51,6 +51,7 @@ class FinetuneConfig(Settings):
     optim: OptimConfig = field(default_factory=_recipe)
     seed: int = setting(1234, "random weights, order of the examples and dropout follow from it")
     eval_every: int | None = setting(None, "steps between two looks at the validation file; null: an epoch")
+    keep_last: int = setting(2, "checkpoints to go on from that are kept; older ones are removed")
     log_every: int = setting(10, "steps between two lines where there is no terminal")
     max_skipped: int = setting(10, "non-finite steps in a row after which the run stops")
     precision: str = setting("float32", "of the arithmetic: float32, or by autocast bf16 or fp16")
@@ -68,7 +69,7 @@ class FinetuneConfig(Settings):
             "valid": "a file of examples",
         }.items():
             expect(getattr(self, name) != "", name, expected, "")
-        for name in ("epochs", "batch_size", "log_every", "max_skipped"):
+        for name in ("epochs", "batch_size", "keep_last", "log_every", "max_skipped"):
             expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("micro_batch_size", "eval_every", "threads"):
             value = getattr(self, name)

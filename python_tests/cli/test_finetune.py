@@ -62,7 +62,7 @@ def rows(run):
 
 def test_run_folder_holds_everything(tuned, finished, capsys):
     assert {path.name for path in tuned.iterdir()} == {
-        *("config.yaml", "tokenizer.json", "data.json", "metrics.jsonl", "tb", "step-40", "best")
+        *("config.yaml", "tokenizer.json", "data.json", "metrics.jsonl", "tb", "step-32", "step-40", "best")
     }
     config = FinetuneConfig.from_yaml(tuned / "config.yaml")
     assert (config.source, config.task, config.options["num_beams"]) == (str(finished), "seq2seq", 2)
@@ -157,6 +157,19 @@ main(sys.argv[1:])
     times = {"examples_per_second", "peak_memory"}
     timeless = [[{k: v for k, v in row.items() if k not in times} for row in rows(r)] for r in (tuned, run)]
     assert timeless[0] == timeless[1]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(tmp_path, tuned, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    weights = run / "step-40" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["finetune", "--resume", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert re.search("step-40: model.safetensors has .* an older checkpoint is used", said)
+    one, other = load_checkpoint(tuned)[0], load_checkpoint(run)[0]
+    assert one.state == other.state
+    assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(tmp_path, tuned, capsys):
