@@ -29,11 +29,10 @@ class StepRecord:
     tokens: int  # seen since the run began, padding left out
     data_wait: float  # seconds that the step waited for its batches
     peak_memory: int  # bytes, the most since the process began
-    mfu: float | None  # useful operations a second over the peak, see throughput.py; None: peak unknown
+    mfu: float  # useful operations a second over the measured peak, see throughput.py
 
     def speed(self) -> str:
-        share = "" if self.mfu is None else f" ({self.mfu:.0%} of peak)"
-        return f"{self.tokens_per_second:,} tokens/s{share}"
+        return f"{self.tokens_per_second:,} tokens/s ({self.mfu:.0%} of peak)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ class RunLog:
         self.metrics.close()
 
     def step(self, step: int, record: StepRecord | ExamplesRecord) -> None:
-        self._write(step, **{name: value for name, value in asdict(record).items() if value is not None})
+        self._write(step, **asdict(record))
         if self.bar:
             self.bar.advance(step, record, self.held_out)
         elif step % self.every == 0 or step == self.steps:
@@ -113,7 +112,7 @@ class RunLog:
         self._write(
             step, held_out_loss=loss, **{f"held_out_loss/{name}": value for name, value in each.items()}
         )
-        if not self.bar:
+        if each or not self.bar:  # the bar itself has room for one loss
             parts = "".join(f"  {name} {value:.4f}" for name, value in each.items())
             self.message(f"step {step}/{self.steps}  held-out loss {loss:.4f}{parts}")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from glm_ext import _C
 from glm_ext.config import GLMConfig
+from glm_ext.ops import linear
 
 
 def useful_flops(config: GLMConfig, *, tokens: int, targets: int, pairs: int) -> int:
@@ -39,15 +44,33 @@ def useful_flops(config: GLMConfig, *, tokens: int, targets: int, pairs: int) ->
     return 6 * weights + 14 * pairs * L * E
 
 
-def peak_flops(device: torch.device, precision: str = "float32") -> float | None:
-    """float32 multiply-adds, as two operations each, that the CPU reaches in a second with torch's threads.
+def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Operations in a second that `device` reaches, a multiply-add as two, measured for some tenths of one.
 
-    Measured for about a tenth of a second. None for a device or a precision whose peak is not measured: a
-    product of 16 bits may be faster.
+    A CPU, with torch's threads: float32 multiply-adds without memory; for 16 bits a large product where that
+    is faster, by instructions of its own. A GPU: a large product in `dtype`.
     """
-    if device.type != "cpu" or precision != "float32":
-        return None
-    return _C.fma_peak(torch.get_num_threads()) * 1e9
+    if device.type != "cpu":
+        return _product_flops(torch.mm, 8192, device, dtype)
+    arithmetic = _C.fma_peak(torch.get_num_threads()) * 1e9
+    if dtype == torch.float32:
+        return arithmetic
+    return max(arithmetic, _product_flops(linear, 1024, device, dtype))
+
+
+def _product_flops(
+    product: Callable[[Tensor, Tensor], Tensor], n: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Of [n, n] and [n, n], the fastest of a few; the first warms up."""
+    x = torch.full((n, n), 0.5, device=device, dtype=dtype)
+    seconds = math.inf
+    for _ in range(6):
+        began = time.perf_counter()
+        product(x, x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = min(seconds, time.perf_counter() - began)
+    return 2 * n**3 / seconds
 
 
 def peak_memory(device: torch.device) -> int:

@@ -87,7 +87,7 @@ class Trainer:
             checkpoint_blocks(model)
         # Batches differ in length; one graph for all of them also gives a resumed run the same kernels.
         self.loss = torch.compile(model.loss, dynamic=True) if config.compile else model.loss
-        self.peak_flops = peak_flops(self.device, config.precision)
+        self.peak_flops = peak_flops(self.device, self.updater.dtype or torch.float32)
         self._evaluation: Evaluation | None = None  # the last one
         self.steps_taken = self.tokens_seen = 0  # steps taken or skipped; tokens without padding
         if resume:
@@ -157,7 +157,7 @@ class Trainer:
             tokens=self.tokens_seen,
             data_wait=data_wait,
             peak_memory=peak_memory(self.device),
-            mfu=flops / seconds / self.peak_flops if self.peak_flops else None,
+            mfu=flops / seconds / self.peak_flops,
         )
         self.log.step(self.steps_taken, record)
 

@@ -40,11 +40,12 @@ def test_progress_bar_on_a_terminal(tmp_path, capsys):
     with RunLog(tmp_path, steps=3, stream=Terminal()) as log:
         assert log.bar is not None
         fill(log, [1, 2])
-        log.evaluation(2, 0.75)
+        log.evaluation(2, 0.75, {"token": 0.5, "document": 1.0})
         log.skipped(3, "loss nan")
         fill(log, [3])
     printed = capsys.readouterr().out
     assert "step 3/3  skipped: loss nan" in printed
+    assert "step 2/3  held-out loss 0.7500  token 0.5000  document 1.0000" in printed
     assert (
         "3/3" in printed and "loss 0.333" in printed and "held-out 0.750" in printed and "tokens/s" in printed
     )
@@ -55,15 +56,16 @@ def test_metrics_are_json_lines(tmp_path):
         log.unigram(6.5)
         fill(log, [1])
         log.skipped(2, "loss nan")
-        log.step(3, record(loss=0.5, grad_norm=float("inf"), mfu=None))
+        log.step(3, record(loss=0.5, grad_norm=float("inf")))
         log.evaluation(3, 4.5)
     rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").open()]
     usual = {"lr": 0.1, "tokens_per_second": 1234, "tokens": 10, "data_wait": 0.25, "peak_memory": 4096}
+    usual["mfu"] = 0.41
     assert rows == [
         {"step": 0, "unigram_loss": 6.5},
-        {"step": 1, **usual, "loss": 1.0, "grad_norm": 2.0, "mfu": 0.41},
+        {"step": 1, **usual, "loss": 1.0, "grad_norm": 2.0},
         {"step": 2, "skipped": "loss nan"},
-        {"step": 3, **usual, "loss": 0.5, "grad_norm": None},  # a peak that is not known is left out
+        {"step": 3, **usual, "loss": 0.5, "grad_norm": None},
         {"step": 3, "held_out_loss": 4.5},
     ]
 

@@ -1,10 +1,12 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from glm_ext import GLM, Batch, GLMConfig
+from glm_ext.train import throughput
 from glm_ext.train.throughput import peak_flops, useful_flops
 
 
@@ -35,10 +37,24 @@ def test_useful_work_is_what_torch_counts():
     assert products + attention * 7 / 6 == useful_flops(config, **work, pairs=batch.visible_pairs)
 
 
-def test_only_the_float32_peak_of_the_cpu_is_known():
-    assert peak_flops(torch.device("cuda")) is None
-    assert peak_flops(torch.device("cpu"), "bf16") is None
-    assert peak_flops(torch.device("cpu")) > 1e9
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_peak_is_measured_in_every_precision(dtype):
+    assert peak_flops(torch.device("cpu"), dtype) > 1e9
+
+
+def test_the_peak_of_16_bits_is_that_of_products_where_they_are_faster(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(throughput._C, "fma_peak", lambda threads: 100.0)
+    for product, expected in ((3e11, 3e11), (5e10, 1e11)):
+        monkeypatch.setattr(throughput, "_product_flops", lambda *_, rate=product: rate)
+        assert peak_flops(cpu, torch.bfloat16) == expected
+        assert peak_flops(cpu) == 1e11
+
+
+def test_a_peak_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    peak_flops(torch.device("cpu"), torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_peak_memory_is_the_most_that_was_held():
