@@ -247,7 +247,7 @@ def test_checkpoint(sample: Sample, path: None) -> None:
 # ----------------------------------------------------------------------------------------------------- graphs
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_opcheck(sample: Sample) -> None:
     calls = registered_calls(sample)
     assert calls, "the public function never reached torch.ops.glm_ext"
@@ -262,7 +262,7 @@ def test_opcheck(sample: Sample) -> None:
         opcheck(call.op, inputs)
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_compile(sample: Sample) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(sample.op, fullgraph=True, backend="aot_eager")
@@ -272,7 +272,7 @@ def test_compile(sample: Sample) -> None:
     assert_same_bits(ours, run(sample))
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_one_graph_serves_every_batch_size(sample: Sample) -> None:
     torch._dynamo.reset()
     graphs: list[Any] = []
@@ -291,7 +291,7 @@ def test_one_graph_serves_every_batch_size(sample: Sample) -> None:
     assert len(graphs) <= 2, "the first size, then any"
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_tracers_and_modes_see_the_registered_op(sample: Sample) -> None:
     """What only the short path knows would be traced as memory that nothing was written to."""
     arguments = [t.detach() if isinstance(t, Tensor) else t for t in sample.arguments()]
@@ -309,7 +309,7 @@ def test_tracers_and_modes_see_the_registered_op(sample: Sample) -> None:
     assert name.replace(".", "::") in str(traced.graph)
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_export_keeps_one_node(sample: Sample) -> None:
     class Layer(torch.nn.Module):
         def forward(self, *arguments: Any) -> Any:

@@ -18,6 +18,8 @@ from glm_ext.ops._library import target
 
 from .samples import SAMPLES, Sample, registered_calls
 
+pytestmark = pytest.mark.any_isa
+
 BF16 = torch.bfloat16
 ON_GPU: Any = SimpleNamespace(device=torch.device("cuda", 3), dtype=torch.float32)
 

@@ -10,6 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from glm_ext.ops import reference
 from glm_ext.ops.philox import attention_keep_mask, philox, row_keep_mask
 
+pytestmark = pytest.mark.any_isa  # plain torch
+
 F64 = torch.float64
 
 

@@ -239,7 +239,7 @@ def test_bad_arguments_are_named(error: type[Exception], name: str, arguments: A
 # -------------------------------------------------------------------------------------------- torch around it
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_opcheck(dropout_p: float) -> None:
     tensors, _, _ = make(CASES[3])
@@ -249,7 +249,7 @@ def test_opcheck(dropout_p: float) -> None:
     opcheck(torch.ops.glm_ext.span_attention.default, tuple(arguments))
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_compile_and_export_equal_eager() -> None:
     tensors, _, _ = make(CASES[3])
 
@@ -267,7 +267,7 @@ def test_compile_and_export_equal_eager() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(function), run(compiled), strict=True))
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_export_keeps_one_node() -> None:
     class Attention(torch.nn.Module):
         def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Any:

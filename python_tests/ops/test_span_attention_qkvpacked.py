@@ -46,7 +46,7 @@ def test_same_bits_as_span_attention_varlen(dtype: torch.dtype, dropout_p: float
     assert torch.equal(ours, expected)
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_packed_compiles_into_one_graph() -> None:
     qkv, bounds = torch.randn(9, 3, 2, 8, requires_grad=True), torch.tensor([0, 4, 9])
     prefix_len = torch.tensor([2, 5])

@@ -122,7 +122,7 @@ def test_bad_arguments_are_named(error: type[Exception], name: str, arguments: A
         ops.span_attention_varlen(*arguments)
 
 
-@pytest.mark.graph
+@pytest.mark.any_isa
 def test_compile_equals_eager() -> None:
     tensors, bounds, prefix = make(CASES[2])
 
