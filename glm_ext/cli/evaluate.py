@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glm_ext.cli.device_options import add_device_options, device_of
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.task_options import parse_task_arguments
 from glm_ext.tasks import TASKS, Task, load_task
@@ -24,8 +25,9 @@ Tasks: {", ".join(TASKS)}."""
 def main(arguments: Sequence[str]) -> int:
     with user_errors():
         options = _parse(arguments)
+        device = device_of(options)
         checkpoint, folder = load_checkpoint(Path(options.run))
-        model, tokenizer = model_of(checkpoint, folder)
+        model, tokenizer = model_of(checkpoint, folder, device=device)
         task = load_task(options.task, tokenizer, model_config=model.config, **options.options)
         _load_head(task, checkpoint, folder)
         examples = task.labelled_examples(Path(options.data))
@@ -57,6 +59,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         "--options", type=TaskOptions, default={}, help="of the task, as in --options.max_length 512"
     )
     parser.add_argument("--out", type=str | None, default=None, help="also write the metrics there, as JSON")
+    add_device_options(parser)
     options = parse_task_arguments(parser, arguments)
     for name in ("task", "data"):
         if options[name] is None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from glm_ext.cli.arguments import parse_arguments
+from glm_ext.cli.device_options import add_device_options, device_of
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
 from glm_ext.generate import fill
@@ -31,9 +32,10 @@ def main(arguments: Sequence[str]) -> int:
         )
         add_flag(parser, "allow_special", False, "read [SEP] and the like in the text as such")
         add_generation_options(parser)
+        add_device_options(parser)
         options = parse_arguments(parser, arguments)
         config, order = generation_config(options), _order(options.order)
-        model, tokenizer = load_model(options.run)
+        model, tokenizer = load_model(options.run, device=device_of(options))
 
     def filled(text: str) -> str:
         with user_errors():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glm_ext.cli.arguments import parse_arguments
+from glm_ext.cli.device_options import add_device_options, device_of
 from glm_ext.cli.errors import user_errors
 from glm_ext.cli.generation_options import add_generation_options, generation_config
 from glm_ext.generate import continued, generate, stream
@@ -25,8 +26,9 @@ def main(arguments: Sequence[str]) -> int:
             "--mask", type=str, default="[gMASK]", help="[gMASK]: a long continuation; [sMASK]: sentences"
         )
         add_generation_options(parser, max_length=None, temperature=None, top_p=0.95)
+        add_device_options(parser)
         options = parse_arguments(parser, arguments)
-        model, tokenizer = load_model(options.run)
+        model, tokenizer = load_model(options.run, device=device_of(options))
         config = generation_config(
             options,
             max_length=min(128, model.config.max_positions - 1),
