@@ -75,7 +75,7 @@ def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str =
             cfg[self.dest] = [value]  # jsonargparse reads a text here as a file once more
 
     parser = command_parser(prog, description)
-    parser.add_argument("--config", action=File, help="YAML file with any of the settings below")
+    parser.add_argument("--config", action=File, help="YAML file with any of the settings below; options win")
     for key, hint, default, help in _leaves(cls):
         if hint is bool:
             add_flag(parser, key, default, help)

@@ -340,8 +340,21 @@ def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path, capsys):
         key = text.split(":")[0]
         assert f"{file}: {key}: expected" in refused(capsys, ["pretrain", "--config", str(file)])
     file.write_text("steps: 3\noptim:\n  # lr: 1\n")
-    config, *_ = pretrain.parse(["--steps", "2", "--config", str(file), "--optim.lr", "0.5"])
+    config, *_ = pretrain.parse(["--config", str(file), "--optim.lr", "0.5"])
     assert (config.steps, config.optim) == (3, TrainConfig(optim=OptimConfig(lr=0.5)).optim)
+
+
+@pytest.mark.parametrize("given", [["--config", "FILE"], ["--config=FILE"]])
+def test_an_option_wins_over_a_file_wherever_they_stand(tmp_path, given):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("steps: 3\nbatch_size: 5\nseed: 6\nmodel:\n  overrides: {num_layers: 3, num_heads: 8}\n")
+    second.write_text("seed: 7\n")
+    files = [part.replace("FILE", str(file)) for file in (first, second) for part in given]
+    options = ["--steps", "2", "--model.overrides.num_layers", "4"]
+    for arguments in ([*files, *options], [*options, *files], [*options[:2], *files, *options[2:]]):
+        config, *_ = pretrain.parse(arguments)
+        assert (config.steps, config.batch_size, config.seed) == (2, 5, 7)
+        assert config.model.overrides == {"num_layers": 4, "num_heads": 8}
 
 
 def test_existing_folder_is_not_written_over(tmp_path, finished, small_run, capsys):
