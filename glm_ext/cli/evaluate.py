@@ -11,6 +11,8 @@ from typing import Any
 from glm_ext.cli.device_options import add_device_options, device_of
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.task_options import parse_task_arguments
+from glm_ext.cli.untrained import warn_if_untrained
+from glm_ext.data.special import SPECIAL_TOKENS
 from glm_ext.tasks import TASKS, Task, load_task
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
 from glm_ext.train.finetune_config import TaskOptions
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str]) -> int:
         task = load_task(options.task, tokenizer, model_config=model.config, **options.options)
         _load_head(task, checkpoint, folder)
         examples = task.labelled_examples(Path(options.data))
+        if task.mask is not None:
+            warn_if_untrained(SPECIAL_TOKENS[task.mask], folder)
         begin = time.perf_counter()
         metrics = task.metrics(model, examples)
     seconds = time.perf_counter() - begin
