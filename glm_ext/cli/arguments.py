@@ -18,16 +18,36 @@ _BOOLEANS = ("true", "false", "yes", "no")
 def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], **how: Any) -> Namespace:
     """What the arguments say; positional ones may stand before, between and after the options.
 
+    An option wins over a file of --config, wherever the two stand; of two files the later one wins.
+
     how: further arguments of parser.parse_args. ConfigError for what the parser does not take, with the
     nearest name for a misspelt one.
     """
     actions = parser._actions
-    given = list(arguments)
+    given = config_first(arguments)
     if any(not action.option_strings for action in actions):
         flags = {name for action in actions if action.nargs in (0, "?") for name in action.option_strings}
         given = options_first(given, flags)
     with config_errors([action.dest for action in actions]):
         return parser.parse_args(given, **how)
+
+
+def config_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each --config FILE moved to the beginning: jsonargparse lets the last one win.
+
+    >>> config_first(["--steps", "2", "--config", "a.yaml", "--", "--config"])
+    ['--config', 'a.yaml', '--steps', '2', '--', '--config']
+    """
+    files: list[str] = []
+    others: list[str] = []
+    rest = list(arguments)
+    while rest and rest[0] != "--":
+        argument = rest.pop(0)
+        is_file = argument == "--config" or argument.startswith("--config=")
+        (files if is_file else others).append(argument)
+        if argument == "--config" and rest:
+            files.append(rest.pop(0))
+    return [*files, *others, *rest]
 
 
 def options_first(arguments: Sequence[str], flags: Collection[str]) -> list[str]:

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glm_ext.cli.device_options import add_device_options, device_of
 from glm_ext.cli.errors import UserError, user_errors
 from glm_ext.cli.task_options import parse_task_arguments
+from glm_ext.cli.untrained import warn_if_untrained
+from glm_ext.data.special import SPECIAL_TOKENS
 from glm_ext.tasks import TASKS, Task, load_task
 from glm_ext.train.checkpoint import Checkpoint, load_checkpoint
 from glm_ext.train.finetune_config import TaskOptions
@@ -24,11 +27,14 @@ Tasks: {", ".join(TASKS)}."""
 def main(arguments: Sequence[str]) -> int:
     with user_errors():
         options = _parse(arguments)
+        device = device_of(options)
         checkpoint, folder = load_checkpoint(Path(options.run))
-        model, tokenizer = model_of(checkpoint, folder)
+        model, tokenizer = model_of(checkpoint, folder, device=device)
         task = load_task(options.task, tokenizer, model_config=model.config, **options.options)
-        _load_head(task, checkpoint, folder)
+        _load_head(task, checkpoint, folder, device)
         examples = task.labelled_examples(Path(options.data))
+        if task.mask is not None:
+            warn_if_untrained(SPECIAL_TOKENS[task.mask], folder)
         begin = time.perf_counter()
         metrics = task.metrics(model, examples)
     seconds = time.perf_counter() - begin
@@ -57,6 +63,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         "--options", type=TaskOptions, default={}, help="of the task, as in --options.max_length 512"
     )
     parser.add_argument("--out", type=str | None, default=None, help="also write the metrics there, as JSON")
+    add_device_options(parser)
     options = parse_task_arguments(parser, arguments)
     for name in ("task", "data"):
         if options[name] is None:
@@ -64,7 +71,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     return options
 
 
-def _load_head(task: Task, checkpoint: Checkpoint, folder: Path) -> None:
+def _load_head(task: Task, checkpoint: Checkpoint, folder: Path, device: str) -> None:
     """What the task learned besides the model lies beside the model in the checkpoint."""
     if task.module is None:
         return
@@ -75,3 +82,4 @@ def _load_head(task: Task, checkpoint: Checkpoint, folder: Path) -> None:
     except (RuntimeError, ValueError) as error:
         message = " ".join(str(error).split())
         raise UserError(f"{folder}: its head is not that of {task.name}: {message}") from None
+    task.module.to(device)

@@ -63,7 +63,11 @@ def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | 
     parser = config_parser(FinetuneConfig, "glm-ext finetune", _DESCRIPTION)
     parser.add_argument("run", type=str, nargs="?", help="the same as --source")
     parser.add_argument("--out", type=str, help="folder of the run; null: runs/TASK-<date>-<time>")
-    parser.add_argument("--resume", type=str, help="folder of a finetuning run to go on with, as it was set")
+    parser.add_argument(
+        "--resume",
+        type=str,
+        help="folder of a finetuning run to go on with, as it was set; --optim.lr may change",
+    )
     options = parse_task_arguments(parser, arguments)
     given = vars(parse_task_arguments(parser, arguments, defaults=False).as_flat())
     if options.resume is None:
@@ -75,7 +79,7 @@ def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | 
 
     run = Path(options.resume)
     given["source"] = given.get("source", given.pop("run"))
-    config, checkpoint = resumed(FinetuneConfig, run, given)
+    config, checkpoint = resumed(FinetuneConfig, run, given, may_change=["optim.lr"])
     return config, run, checkpoint
 
 

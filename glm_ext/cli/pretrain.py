@@ -81,7 +81,9 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | Non
     parser = config_parser(TrainConfig, "glm-ext pretrain", _DESCRIPTION)
     parser.add_argument("--run", type=str, help="folder of the run; null: runs/pretrain-<date>-<time>")
     parser.add_argument(
-        "--resume", type=str, help="run folder to go on with, as it was set; --steps may be raised"
+        "--resume",
+        type=str,
+        help="run folder to go on with, as it was set; --steps and --optim.lr may change",
     )
     options = parse_arguments(parser, arguments)
     given = vars(parse_arguments(parser, arguments, defaults=False).as_flat())
@@ -91,9 +93,7 @@ def parse(arguments: Sequence[str]) -> tuple[TrainConfig, Path, Checkpoint | Non
         return from_namespace(TrainConfig, options), run, None
 
     run = Path(options.resume)
-    config, checkpoint = resumed(TrainConfig, run, given, may_change=["steps"])
-    if "steps" in given:
-        config = dataclasses.replace(config, steps=options.steps)
+    config, checkpoint = resumed(TrainConfig, run, given, may_change=["steps", "optim.lr"])
     reached = checkpoint.state["step"] if checkpoint else 0
     if config.steps < reached:
         raise UserError(f"steps: expected at least {reached}, which {run} has reached, got {config.steps}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import shlex
 import signal
 import warnings
@@ -33,23 +35,34 @@ def resumed(
 ) -> tuple[_S, Checkpoint | None]:
     """The settings of a run and its last checkpoint; None where it was stopped before the first.
 
-    given: the options on the command line, None if not.
+    given: the options on the command line, None if not. Those that may change take the place of the run's.
     """
     if others := sorted({name for name in given if given[name] is not None} - {"resume", *may_change}):
         raise UserError(
             f"--resume takes its settings from {run / 'config.yaml'}; leave out --{', --'.join(others)}"
         )
-    try:
+    checkpoint: Checkpoint | None = None
+    folder: Path | None = None
+    with suppress(NoCheckpoint):
         checkpoint, folder = load_checkpoint(run)
-    except NoCheckpoint:
-        settings = _settings(cls, run)
-        warnings.warn(f"{run}: stopped before its first checkpoint; begins at step 0 again", stacklevel=2)
-        return settings, None
     if folder == run:
         raise UserError(
             f"--resume: expected the run folder {run.resolve().parent}, got one of its checkpoints"
         )
-    return _settings(cls, run), checkpoint
+    changes = {name: given[name] for name in may_change if given.get(name) is not None}
+    settings = _changed(_settings(cls, run), changes)
+    if checkpoint is None:
+        warnings.warn(f"{run}: stopped before its first checkpoint; begins at step 0 again", stacklevel=2)
+    return settings, checkpoint
+
+
+def _changed(settings: _S, changes: Mapping[str, Any]) -> _S:
+    """The settings with other values, by dotted key."""
+    values = settings.to_dict()
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        functools.reduce(operator.getitem, groups, values)[name] = value
+    return type(settings).from_dict(values)
 
 
 def _settings(cls: type[_S], run: Path) -> _S:

@@ -182,7 +182,7 @@ class Infill(Likelihood):
     follow from seed and text alone.
     """
 
-    name, primary = "infill", "log_likelihood"
+    name, primary, mask = "infill", "log_likelihood", "mask"
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class Likelihood(Task):
     """What these tasks share. Loss: -log p a target, averaged within an example, then over examples."""
 
     module: nn.Module | None = None
+    mask: str
 
     def __init__(self, tokenizer: GLMTokenizer, eval_batch_size: int, max_positions: int | None) -> None:
         at_least(1, eval_batch_size=eval_batch_size)

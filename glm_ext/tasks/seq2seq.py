@@ -26,7 +26,7 @@ from glm_ext.extras import require
 from glm_ext.generate import GenerationConfig, fill_prompts
 from glm_ext.model import GLM
 
-from .likelihood import one_blank
+from .likelihood import mask_field, one_blank
 from .records import Fields, examples_of, read_records
 from .task import Task, batches, length_option
 
@@ -103,6 +103,7 @@ class Seq2Seq(Task):
             length_penalty=length_penalty,
             no_repeat_ngram=no_repeat_ngram,
         )
+        self.mask = mask_field(next(mask for mask in MASK_TOKENS if mask in pattern))
         before, after = pattern.split("{source}")
         self._before = [tokenizer.cls_id, *tokenizer.encode(before, allow_special=MASK_TOKENS)]
         self._after = [*tokenizer.encode(after, allow_special=MASK_TOKENS), tokenizer.eos_id]

@@ -27,6 +27,7 @@ class Task(Protocol):
     name: str
     primary: str  # the metric by which the best checkpoint is kept; larger is better
     module: nn.Module | None
+    mask: str | None = None  # field of SpecialIds: the blank that it is asked by, if that is one for all
 
     def check(self) -> None:
         """MissingExtra for a package that `metrics` would only miss after hours of training."""

@@ -62,7 +62,7 @@ class Settings:
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
         with config_errors(setting_names(cls), file=path):
-            return from_namespace(cls, config_parser(cls).parse_object(_read(cls, path)))
+            return from_namespace(cls, config_parser(cls).parse_object(read_settings(cls, path)))
 
 
 def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str = "") -> ArgumentParser:
@@ -71,11 +71,11 @@ def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str =
     class File(require("jsonargparse", extra="train").ActionConfigFile):  # type: ignore[misc]
         def __call__(self, parser: ArgumentParser, cfg: Namespace, value: str, option: str) -> None:
             with config_errors(setting_names(cls), file=Path(value)):
-                cfg.update(parser.parse_object(_read(cls, Path(value)), defaults=False))
+                cfg.update(parser.parse_object(read_settings(cls, Path(value)), defaults=False))
             cfg[self.dest] = [value]  # jsonargparse reads a text here as a file once more
 
     parser = command_parser(prog, description)
-    parser.add_argument("--config", action=File, help="YAML file with any of the settings below")
+    parser.add_argument("--config", action=File, help="YAML file with any of the settings below; options win")
     for key, hint, default, help in _leaves(cls):
         if hint is bool:
             add_flag(parser, key, default, help)
@@ -124,8 +124,12 @@ def _leaves(cls: Any, prefix: str = "", instance: Any = None) -> Iterator[tuple[
             yield prefix + name, hint, default, declared.metadata["help"]
 
 
-def _read(cls: type[Settings], path: Path) -> dict[str, Any]:
-    """The settings that a YAML file gives."""
+def read_settings(cls: type[Settings], path: Path) -> dict[str, Any]:
+    """The settings that a YAML file gives, by key; ConfigError for a file that is none.
+
+    What is no group where there should be one, or null where there can be no null, is refused; values and
+    names are not looked at.
+    """
     if not path.is_file():
         raise ConfigError("there is no such configuration file")
     load = require("jsonargparse", extra="train").get_loader("yaml")

@@ -101,9 +101,11 @@ class Updater:
     def check_progress(self, step: int) -> None:
         """Raises Diverged if the last max_skipped steps were all skipped."""
         if self.skipped_in_a_row >= self.max_skipped:
+            lr = self.config.lr
             raise Diverged(
-                f"step {step}: {self.max_skipped} steps in a row had no finite loss and gradient; try a "
-                f"smaller optim.lr (now {self.config.lr:g}) or a longer optim.warmup"
+                f"step {step}: {self.max_skipped} steps in a row had no finite loss and gradient; go on with "
+                f"a smaller optim.lr (now {lr:g}), as by --resume RUN --optim.lr {lr / 10:g}, or begin anew "
+                "with a longer optim.warmup"
             )
 
     def tensors(self) -> dict[str, Tensor]:

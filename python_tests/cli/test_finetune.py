@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -231,6 +232,14 @@ def test_examples_without_labels_are_refused(tmp_path, finished, capsys, task, u
     error = refused(capsys, [str(finished), *options, "--out", str(tmp_path / "run")])
     assert f"{unlabelled}.csv, line 2: there is no field 'label'; there are text, lable" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_may_have_another_rate(tmp_path, tuned):
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    assert main(["finetune", "--resume", str(run), "--optim.lr", "1e-7"]) == 0
+    before, config = (FinetuneConfig.from_yaml(folder / "config.yaml") for folder in (tuned, run))
+    assert config == dataclasses.replace(before, optim=dataclasses.replace(before.optim, lr=1e-7))
 
 
 def test_existing_folder_and_other_settings_are_refused(tuned, finished, files, capsys):

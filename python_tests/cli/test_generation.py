@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from glm_ext.cli import fill as fill_command
 from glm_ext.cli import main
-from glm_ext.generate import fill, generate
+from glm_ext.generate import fill, fill_all, generate
 from glm_ext.train.load import load_model
 
 
@@ -89,6 +90,46 @@ def test_fill_reads_lines_from_a_pipe(glm_ext, run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("no blank\n"))
     code, _, complaint = glm_ext("fill", run)
     assert code == 2 and "line 1: no blank to fill in 'no blank'" in complaint
+
+
+def test_lines_from_a_pipe_are_filled_in_batches_and_draw_by_their_number(glm_ext, run, monkeypatch):
+    sizes = []
+
+    def counted(model, tokenizer, texts, *args, **kwargs):
+        sizes.append(len(texts))
+        return fill_all(model, tokenizer, texts, *args, **kwargs)
+
+    monkeypatch.setattr(fill_command, "fill_all", counted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}\n\n" * 20))
+    code, printed, _ = glm_ext("fill", run, "--max_length", 4, "--temperature", 2, "--seed", 3)
+    expected = [
+        text for text, _ in fill_all(*load_model(run), [TEXT] * 20, max_length=4, temperature=2, seed=3)
+    ]
+    assert code == 0 and len(set(expected)) == 20
+    assert printed == "".join(f"{text}\n" for text in expected)
+    assert sum(sizes) == 20 and max(sizes) == 16
+
+
+def test_a_bad_line_costs_no_other(glm_ext, run, monkeypatch):
+    lines = [TEXT, "no blank", TEXT, "", "a [MASK] or a [MASK] " + "word " * 300, TEXT, "one [MASK]"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    settings = {"max_length": 4, "temperature": 2.0, "seed": 3}
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    code, printed, complaint = glm_ext("fill", run, *options, "--order", "1,0")
+    model = load_model(run)
+    expected = [fill(*model, TEXT, **settings | {"seed": 3 + i}, order=[1, 0]).text for i in (0, 2, 4)]
+    assert code == 2 and printed == "".join(f"{text}\n" for text in expected)
+    first, second, third = complaint.splitlines()
+    assert first.startswith("glm-ext: line 2: no blank to fill in 'no blank'")
+    assert second.startswith("glm-ext: line 5: the text has ")
+    assert third == "glm-ext: line 7: order: expected each of 0 to 0 once, got [1, 0]"
+
+
+def test_what_is_wrong_for_every_line_is_told_once(glm_ext, run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}\n" * 3))
+    code, printed, complaint = glm_ext("fill", run, "--max_length", 5000)
+    assert (code, printed) == (2, "")
+    assert complaint.startswith("glm-ext: max_length: expected 1 to ") and complaint.count("\n") == 1
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])

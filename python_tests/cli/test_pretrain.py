@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -288,9 +289,23 @@ def test_a_broken_record_of_the_text_is_named(tmp_path, finished, capsys, broken
 
 def test_diverged_run_says_what_to_change(tmp_path, small_run, capsys):
     """The first step, at a rate beyond all measure, leaves weights whose loss is not finite."""
-    options = ["--optim.lr", "1e30", "--max_skipped", "3", "--run", str(tmp_path / "run")]
-    assert main(["pretrain", *small_run, *options]) == 1
-    assert re.search(r"3 steps in a row .* try a smaller optim.lr \(now 1e\+30\)", capsys.readouterr().err)
+    run = str(tmp_path / "run")
+    assert main(["pretrain", *small_run, "--optim.lr", "1e30", "--max_skipped", "3", "--run", run]) == 1
+    complaint = capsys.readouterr().err
+    assert re.search(r"3 steps in a row .* smaller optim.lr \(now 1e\+30\)", complaint)
+    assert "--resume RUN --optim.lr 1e+29" in complaint
+    assert main(["pretrain", "--resume", run, "--optim.lr", "1e-3"]) == 0
+
+
+def test_a_resumed_run_may_have_another_rate(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = TrainConfig.from_yaml(run / "config.yaml")
+    assert main(["pretrain", "--resume", str(run), "--steps", "14", "--optim.lr", "1e-7"]) == 0
+    config = dataclasses.replace(before, steps=14, optim=dataclasses.replace(before.optim, lr=1e-7))
+    assert TrainConfig.from_yaml(run / "config.yaml") == config
+    rates = [json.loads(line).get("lr") for line in (run / "metrics.jsonl").open()]
+    assert [rate <= 1e-7 for rate in rates if rate is not None] == [False] * 12 + [True] * 2
 
 
 def refused(capsys, arguments):
@@ -340,8 +355,21 @@ def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path, capsys):
         key = text.split(":")[0]
         assert f"{file}: {key}: expected" in refused(capsys, ["pretrain", "--config", str(file)])
     file.write_text("steps: 3\noptim:\n  # lr: 1\n")
-    config, *_ = pretrain.parse(["--steps", "2", "--config", str(file), "--optim.lr", "0.5"])
+    config, *_ = pretrain.parse(["--config", str(file), "--optim.lr", "0.5"])
     assert (config.steps, config.optim) == (3, TrainConfig(optim=OptimConfig(lr=0.5)).optim)
+
+
+@pytest.mark.parametrize("given", [["--config", "FILE"], ["--config=FILE"]])
+def test_an_option_wins_over_a_file_wherever_they_stand(tmp_path, given):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("steps: 3\nbatch_size: 5\nseed: 6\nmodel:\n  overrides: {num_layers: 3, num_heads: 8}\n")
+    second.write_text("seed: 7\n")
+    files = [part.replace("FILE", str(file)) for file in (first, second) for part in given]
+    options = ["--steps", "2", "--model.overrides.num_layers", "4"]
+    for arguments in ([*files, *options], [*options, *files], [*options[:2], *files, *options[2:]]):
+        config, *_ = pretrain.parse(arguments)
+        assert (config.steps, config.batch_size, config.seed) == (2, 5, 7)
+        assert config.model.overrides == {"num_layers": 4, "num_heads": 8}
 
 
 def test_existing_folder_is_not_written_over(tmp_path, finished, small_run, capsys):
@@ -352,8 +380,8 @@ def test_existing_folder_is_not_written_over(tmp_path, finished, small_run, caps
 
 
 def test_resume_takes_no_other_settings(finished, capsys):
-    arguments = ["pretrain", "--resume", str(finished), "--optim.lr", "0.1", "--batch_size", "2"]
-    assert "leave out --batch_size, --optim.lr" in refused(capsys, arguments)
+    arguments = ["pretrain", "--resume", str(finished), "--optim.eps", "0.1", "--batch_size", "2"]
+    assert "leave out --batch_size, --optim.eps" in refused(capsys, arguments)
 
 
 def test_resume_cannot_go_back(finished, capsys):
