@@ -27,23 +27,25 @@ def curve(run: Path) -> dict[str, Any]:
     config = TrainConfig.from_yaml(run / "config.yaml")
     rows = read_metrics(run)
     steps = [row for row in rows if "loss" in row]
-    looks = [
-        {"step": row["step"], **{k: v for k, v in row.items() if k.startswith(HELD_OUT)}} for row in rows
-    ]
-    took = [
-        row["tokens"] - before for before, row in zip([0, *(r["tokens"] for r in steps)], steps, strict=False)
-    ]
+    seconds, tokens, looks = 0.0, 0, []  # of training alone
+    for row in rows:
+        if "loss" in row:
+            seconds += (row["tokens"] - tokens) / row["tokens_per_second"]
+            tokens = row["tokens"]
+        if HELD_OUT in row:
+            losses = {name: value for name, value in row.items() if name.startswith(HELD_OUT)}
+            looks.append({"step": row["step"], "seconds": round(seconds), **losses})
     return {
         "model": config.model.overrides,
         "precision": config.precision,
         "backend": config.backend,
         "steps": steps[-1]["step"],
-        "tokens": steps[-1]["tokens"],
-        "seconds": round(sum(n / row["tokens_per_second"] for n, row in zip(took, steps, strict=True))),
+        "tokens": tokens,
+        "seconds": round(seconds),
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in steps),
         "unigram": next(row["unigram_loss"] for row in rows if "unigram_loss" in row),
         "losses": [round(row["loss"], 4) for row in steps],
-        "held_out": [look for look in looks if HELD_OUT in look],
+        "held_out": looks,
     }
 
 

@@ -23,7 +23,7 @@ SDPA = "SDPA"
 # What is drawn from which result; a machine without AVX-512 has its own files.
 ATTENTION, OPS = "cpu-attention-1-avx512", "cpu-ops-2-avx512"
 
-PRETRAINING, TASKS = "pretrain-10m", ("reviews", "mails")
+PRETRAINING, BACKENDS, TASKS = "pretrain-10m", "backends-10m", ("reviews", "mails")
 
 
 def draw_all(folder: Path) -> None:
@@ -31,6 +31,7 @@ def draw_all(folder: Path) -> None:
     draw(folder / "time_against_prefix.png", time_against_prefix, read(ATTENTION))
     draw(folder / "ratios.png", ratios, read(OPS))
     draw(folder / "pretraining.png", pretraining, read(PRETRAINING))
+    draw(folder / "backends.png", backends, read(BACKENDS))
     draw(folder / "few_shot.png", few_shot, {task: read(f"few-shot-{task}") for task in TASKS})
 
 
@@ -141,6 +142,24 @@ def pretraining(figure: Any, report: Report) -> None:
     axes.set(xlabel="million tokens read", ylabel="held-out loss, nats a token")
     axes.grid(axis="y", color=GRID)
     axes.legend(fontsize=8)
+
+
+def backends(figure: Any, report: Report) -> None:
+    """Held-out loss by objective of both backends: the same over steps, ours sooner over time."""
+    for axes, unit in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
+        for run, line in zip(report["runs"], ("-", ":"), strict=True):
+            looks = report["runs"][run]["held_out"]
+            at = [look[unit] / (60 if unit == "seconds" else 1) for look in looks]
+            names = [name for name in looks[0] if name.startswith(HELD_OUT)]
+            for name, colour in zip(names, (OUR_COLOUR, *PEER_COLOURS), strict=True):
+                label = f"{title(name)}, {run}"
+                axes.plot(at, [look[name] for look in looks], line, color=colour, label=label)
+        axes.set(xlabel="minutes of training" if unit == "seconds" else "step")
+        axes.grid(axis="y", color=GRID)
+    figure.axes[0].set_ylabel("held-out loss, nats a token")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", fontsize=7, ncols=4
+    )
 
 
 def few_shot(figure: Any, reports: dict[str, Report]) -> None:
