@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Trains the model of a run on the examples of a task, and keeps the best checkpoint by the
 task's metric on the validation file."""
 
+RECIPES = Path(__file__).with_name("recipes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[FinetuneConfig, Path, Checkpoint | None]:
     """The settings, the folder of the new run, and the checkpoint to go on from."""
-    parser = config_parser(FinetuneConfig, "glm-ext finetune", _DESCRIPTION)
+    parser = config_parser(FinetuneConfig, "glm-ext finetune", _DESCRIPTION, recipes=RECIPES)
     parser.add_argument("run", type=str, nargs="?", help="the same as --source")
     parser.add_argument("--out", type=str, help="folder of the run; null: runs/TASK-<date>-<time>")
     parser.add_argument(

@@ -65,17 +65,30 @@ class Settings:
             return from_namespace(cls, config_parser(cls).parse_object(read_settings(cls, path)))
 
 
-def config_parser(cls: type[Settings], prog: str = "glm-ext", description: str = "") -> ArgumentParser:
-    """A parser with one option per setting; it reads YAML files by the same declarations."""
+def config_parser(
+    cls: type[Settings], prog: str = "glm-ext", description: str = "", *, recipes: Path | None = None
+) -> ArgumentParser:
+    """A parser with one option per setting; it reads YAML files by the same declarations.
+
+    recipes: folder of files that --config takes by their names, where there is no other file of that name.
+    """
+    ready = {} if recipes is None else {file.stem: file for file in sorted(recipes.glob("*.yaml"))}
 
     class File(require("jsonargparse", extra="train").ActionConfigFile):  # type: ignore[misc]
         def __call__(self, parser: ArgumentParser, cfg: Namespace, value: str, option: str) -> None:
-            with config_errors(setting_names(cls), file=Path(value)):
-                cfg.update(parser.parse_object(read_settings(cls, Path(value)), defaults=False))
+            file = Path(value)
+            if ready and not file.is_file():
+                expect(value in ready, "config", f"a YAML file, or one of {', '.join(ready)}", value)
+                file = ready[value]
+            with config_errors(setting_names(cls), file=file):
+                cfg.update(parser.parse_object(read_settings(cls, file), defaults=False))
             cfg[self.dest] = [value]  # jsonargparse reads a text here as a file once more
 
     parser = command_parser(prog, description)
-    parser.add_argument("--config", action=File, help="YAML file with any of the settings below; options win")
+    what = "YAML file with any of the settings below; options win" + (
+        f"; ready: {', '.join(ready)}" if ready else ""
+    )
+    parser.add_argument("--config", action=File, help=what)
     for key, hint, default, help in _leaves(cls):
         if hint is bool:
             add_flag(parser, key, default, help)

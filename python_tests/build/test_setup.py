@@ -124,3 +124,15 @@ def test_no_gpu_to_build_for(checkout: Path) -> None:
 
 def test_unknown_choice(checkout: Path) -> None:
     assert "GLM_CUDA: expected auto, on or off, got 'maybe'" in failed_build(checkout, GLM_CUDA="maybe")
+
+
+def test_an_installed_package_has_the_files_beside_its_modules(checkout: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
+    subprocess.run(command, cwd=checkout, capture_output=True, timeout=120, check=True)
+    packaged = {path.relative_to(tmp_path / "lib") for path in (tmp_path / "lib").rglob("*.*")}
+    files = [
+        path.relative_to(ROOT)
+        for path in (ROOT / "glm_ext").rglob("*")
+        if path.suffix in (".py", ".pyi", ".yaml")
+    ]
+    assert Path("glm_ext/cli/recipes/rte.yaml") in files and packaged.issuperset(files)

@@ -5,6 +5,8 @@ import pytest
 from glm_ext.cli import main
 from glm_ext.cli import show as module
 
+from ..train import worked_sample as worked
+
 
 @pytest.fixture
 def show(text_folder, tmp_path, capsys):
@@ -36,11 +38,27 @@ def test_a_sample_is_text_and_a_picture(show, tmp_path, objective, mask):
     table = rows(printed)
     size, a = len(table), next(place for place, row in enumerate(table) if row[2] > 0)
     assert any(row[0] == mask for row in table[:a])
-    for place, (word, *_, sees, target) in enumerate(table):
+    assert [row[1:3] for row in table[:a]] == [(place, 0) for place in range(a)]
+    for place, (word, span_place, within, sees, target) in enumerate(table):
+        if place >= a:  # in a span: it stands at its mask, and counts from 1
+            assert table[span_place][0] == mask and span_place < a
+            before = (span_place, within - 1)
+            assert within == 1 or table[place - 1][1:3] == before
         end = max(a, place + 1)
         assert sees == "■" * end + "·" * (size - end)
         assert bool(target) == (place >= a)
-        assert (word == "‹sop›") == (place >= a and table[place][2] == 1)
+        assert (word == "‹sop›") == (place >= a and within == 1)
+
+
+def test_the_rows_of_a_known_sample(capsys):
+    module.print_sample(worked.worked_view())
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == "the old [cat]2 saw [a dog]1 ‹eos›"
+    heading = next(line.split() for line in printed.splitlines() if "place" in line)
+    assert heading == ["input", "place", "in", "span", "sees", "target"]
+    targets = [word if counted else "" for word, counted in zip(worked.TARGETS, worked.COUNTED, strict=True)]
+    columns = (worked.INPUTS, worked.PLACES, worked.IN_SPAN, worked.SEES, targets)
+    assert rows(printed) == list(zip(*columns, strict=True))
 
 
 def test_a_text_of_ones_own(show):
