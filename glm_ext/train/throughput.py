@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from glm_ext import _C
 from glm_ext.config import GLMConfig
-from glm_ext.ops import linear
+from glm_ext.nn import ops_for
 
 
 def useful_flops(config: GLMConfig, *, tokens: int, targets: int, pairs: int) -> int:
@@ -51,22 +49,19 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> floa
     is faster, by instructions of its own. A GPU: a large product in `dtype`.
     """
     if device.type != "cpu":
-        return _product_flops(torch.mm, 8192, device, dtype)
+        return _product_flops(8192, device, dtype)
     arithmetic = _C.fma_peak(torch.get_num_threads()) * 1e9
-    if dtype == torch.float32:
-        return arithmetic
-    return max(arithmetic, _product_flops(linear, 1024, device, dtype))
+    return arithmetic if dtype == torch.float32 else max(arithmetic, _product_flops(1024, device, dtype))
 
 
-def _product_flops(
-    product: Callable[[Tensor, Tensor], Tensor], n: int, device: torch.device, dtype: torch.dtype
-) -> float:
+def _product_flops(n: int, device: torch.device, dtype: torch.dtype) -> float:
     """Of [n, n] and [n, n], the fastest of a few; the first warms up."""
+    linear = ops_for("auto", device.type).linear
     x = torch.full((n, n), 0.5, device=device, dtype=dtype)
     seconds = math.inf
     for _ in range(6):
         began = time.perf_counter()
-        product(x, x)
+        linear(x, x)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = min(seconds, time.perf_counter() - began)
