@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from bisect import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -82,6 +84,8 @@ class Mixture:
     per_batch: bool = False
     short: float = 0.0
     block_mask: float = 0.0
+    active: tuple[str, ...] = field(init=False, repr=False, compare=False)  # the objectives that can be drawn
+    _reach: list[float] = field(init=False, repr=False, compare=False)  # cumulative weight of each of them
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.weights) - set(self.objectives))
@@ -90,24 +94,20 @@ class Mixture:
         for name, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"weights: expected 0 or more for {name}, got {weight}")
-        if not self.active:
+        active = tuple(name for name in self.objectives if self.weights.get(name, 0) > 0)
+        object.__setattr__(self, "active", active)
+        object.__setattr__(self, "_reach", list(accumulate(self.weights[name] for name in active)))
+        if not active:
             raise ValueError("weights: expected one above 0, got none")
         for name, probability in (("short", self.short), ("block_mask", self.block_mask)):
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {probability}")
 
-    @property
-    def active(self) -> tuple[str, ...]:
-        """The objectives that can be drawn."""
-        return tuple(name for name in self.objectives if self.weights.get(name, 0) > 0)
-
     def choose(self, rng: np.random.Generator) -> str:
         """The name of an objective, drawn by weight."""
-        names = self.active
-        if len(names) == 1:
-            return names[0]
-        limits = np.cumsum([self.weights[name] for name in names])
-        return names[int(np.searchsorted(limits[:-1], rng.random() * limits[-1], side="right"))]
+        if len(self.active) == 1:
+            return self.active[0]
+        return self.active[bisect(self._reach[:-1], rng.random() * self._reach[-1])]
 
     def only(self, name: str) -> Mixture:
         """The same without the other objectives: to evaluate one by one."""
