@@ -58,6 +58,7 @@ def span_attention(
         TypeError, ValueError: naming the argument, what was expected and what came. On a GPU, where to look
             at the values of a tensor would be to wait for the device, lengths are clamped instead.
 
+    >>> import torch
     >>> q, k, v = torch.randn(3, 1, 2, 4, 8, dtype=torch.float64)
     >>> out = span_attention(q, k, v, prefix_len=1)
     >>> torch.allclose(out[:, :, 0], v[:, :, 0])  # the first row sees one key: its value passes unchanged
