@@ -112,21 +112,10 @@ def _check(
             )
 
 
-def _check_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_len: Tensor,
-    seq_len: Tensor | None,
-    start: Tensor | None,
-    cu_seqlens: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    *options: Any,
-) -> None:
-    _check(query, key, value, prefix_len, seq_len, start, cu_seqlens, *options)
+def _check_backward(*arguments: Any) -> None:
+    grad_out, grad_lse, *inputs, out, lse, _, _, _ = arguments  # of _backward
+    _check(*inputs, *arguments[-3:])
+    query, cu_seqlens = inputs[0], inputs[6]
     of_rows = query.shape[:3] if cu_seqlens is None else query.shape[1::-1]
     for name, tensor in (("out", out), ("grad_out", grad_out)):
         check_result(name, tensor, query.shape, query.dtype, query)

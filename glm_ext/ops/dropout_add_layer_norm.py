@@ -102,17 +102,8 @@ def _check(
     check_shape("bias", bias, x.shape[-1:], "E")
 
 
-def _check_backward(
-    grad_normed: Tensor,
-    grad_new_residual: Tensor | None,
-    new_residual: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    seed: Tensor | None,
-    dropout_p: float,
-    wanted: list[bool],
-) -> None:
+def _check_backward(*arguments: Any) -> None:
+    grad_normed, grad_new_residual, new_residual, weight, mean, rstd, seed, dropout_p, _ = arguments
     _check(new_residual, new_residual, weight, weight, seed, 0.0, dropout_p)
     for name, grad in (("grad_normed", grad_normed), ("grad_new_residual", grad_new_residual)):
         if grad is not None:

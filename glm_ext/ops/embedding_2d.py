@@ -111,16 +111,8 @@ def _check_ids(tokens: Tensor, positions: Tensor, block_positions: Tensor, devic
         check_shape(name, index, tokens.shape, "as tokens")
 
 
-def _check_backward(
-    grad: Tensor,
-    tokens: Tensor,
-    positions: Tensor,
-    block_positions: Tensor,
-    seed: Tensor | None,
-    dropout_p: float,
-    table_rows: list[int],
-    wanted: list[bool],
-) -> None:
+def _check_backward(*arguments: Any) -> None:
+    grad, tokens, positions, block_positions, _, dropout_p, table_rows, _ = arguments  # of _backward
     check_floating("grad", grad)
     check_probability("dropout_p", dropout_p)
     _check_ids(tokens, positions, block_positions, grad.device)

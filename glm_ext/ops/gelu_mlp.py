@@ -88,18 +88,8 @@ def _check(
     check_choices(approximate, recompute)
 
 
-def _check_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    pre: Tensor,
-    post: Tensor,
-    approximate: str,
-    recompute: str,
-    needed: Sequence[bool],
-) -> None:
+def _check_backward(*arguments: Any) -> None:
+    grad_y, x, w1, b1, w2, pre, post, approximate, recompute, _ = arguments  # of _backward
     _check(x, w1, b1, w2, None, approximate, recompute)
     check_result("grad_y", grad_y, (*x.shape[:-1], w2.shape[0]), x.dtype, x)
     for name, kept, is_there in (("pre", pre, recompute != "all"), ("post", post, recompute == "none")):

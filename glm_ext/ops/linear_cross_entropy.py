@@ -130,16 +130,8 @@ def _check_loss_mask(loss_mask: Tensor, hidden: Tensor) -> None:
         raise TypeError(f"loss_mask: expected a floating dtype or bool, got {dtype_name(loss_mask)}")
 
 
-def _check_backward(
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    loss_mask: Tensor | None,
-    label_smoothing: float,
-    hidden_grad: bool,
-    weight_grad: bool,
-) -> None:
+def _check_backward(*arguments: Any) -> None:
+    grad, hidden, weight, targets, loss_mask, label_smoothing, *_ = arguments  # of _backward
     _check(hidden, weight, targets, loss_mask, label_smoothing, "none")
     check_result("grad", grad, targets.shape, statistics_dtype(hidden.dtype), hidden)
 
