@@ -15,6 +15,7 @@ namespace glm::cpu::GLM_ISA {
 namespace {
 
 static_assert(kBlockRows % kSumRows == 0, "a group of rows is within a block: one thread sums it, in order");
+static_assert(kSumRows % kTileRows == 0, "a group begins with a tile");
 
 template <class P, Gelu kKind>
 void activate(P* values, int64_t count) {

@@ -30,12 +30,12 @@ namespace glm::cpu::GLM_ISA {
 template <class C>
 using GemmTile = Tile<C, kTileRows, kTileVectors>;
 
-// A multiple of every tile's height. With kDepthBlock of a, and the sums of a block, it fits L2.
-inline constexpr int64_t kBlockRows = 384;
+// A multiple of every tile's height. kDepthBlock of a and of b, and the sums of a block, fit L2.
+inline constexpr int64_t kBlockRows = 288;
 template <class C>
 inline constexpr int64_t kBlockCols = 128 / kTileCols<C> * kTileCols<C>;
-inline constexpr int64_t kDepthBlock = 256;              // steps; x kTileCols: a panel of b that stays in L1
-inline constexpr int64_t kMaxDepth = 4096;               // steps that are packed at a time
+inline constexpr int64_t kDepthBlock = 384;              // steps of a chain
+inline constexpr int64_t kMaxDepth = 12 * kDepthBlock;   // steps that are packed at a time
 inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // of an operand: rows or columns x steps
 inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
 inline constexpr int64_t kDotMaxRows = 36;               // above, packing b pays
@@ -43,14 +43,18 @@ inline constexpr int64_t kDotMinDepth = 256;             // below, sums over lan
 static_assert(kBlockRows % kTileRows == 0);
 
 // tile = or += a b, one chain; both panels packed, `steps` long. Of a tile with few rows, only a third or two
-// are computed.
+// are computed. `next`, or null: what comes to L2 meanwhile, a line a step.
 template <class P, class C = SumOf<P>>
-[[gnu::noinline]] void multiply_tile(int64_t steps, const P* a, const P* b, bool add, int rows,
+[[gnu::noinline]] void multiply_tile(int64_t steps, const P* a, const P* b, bool add, int rows, const P* next,
                                      GemmTile<C>& tile) {
   const auto multiply = [&]<int kRows>(std::integral_constant<int, kRows>) {
     Tile<C, kRows, kTileVectors> chain;
     chain.clear();
-    chain.accumulate(steps, a, 1, kTileRows, b, kTileCols<C>);
+    if (next) {
+      chain.template accumulate<true>(steps, a, 1, kTileRows, b, kTileCols<C>, next);
+    } else {
+      chain.accumulate(steps, a, 1, kTileRows, b, kTileCols<C>);
+    }
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kTileVectors; ++v)
         tile.at[r][v] = add ? tile.at[r][v] + chain.at[r][v] : chain.at[r][v];
@@ -68,12 +72,20 @@ template <class P, class Epilogue, class C = SumOf<P>>
 [[gnu::noinline]] void multiply_block(int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t steps,
                                       const P* a, const P* b, GemmTile<C>* tiles, bool first, bool last,
                                       const Epilogue& epilogue) {
+  constexpr int64_t kLine = 64 / sizeof(P), kFetches = ceil_div(kTileCols<C>, kLine);
   for (int64_t j = 0; j < cols; j += kTileCols<C>) {
     for (int64_t i = 0; i < rows; i += kTileRows, ++tiles) {
       const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - i));
       const int tile_cols = static_cast<int>(std::min<int64_t>(kTileCols<C>, cols - j));
       if (last) epilogue.prefetch(row0 + i, col0 + j, tile_rows, tile_cols);
-      multiply_tile(steps, a + i * steps, b + j * steps, !first, tile_rows, *tiles);
+      // The first column of tiles brings the next panels of a, the first tiles of a column the next panel of b.
+      const P* next = nullptr;
+      if (j == 0) {
+        if (i + kTileRows < rows) next = a + (i + kTileRows) * steps;
+      } else if (i < kFetches * kTileRows && j + kTileCols<C> < cols) {
+        next = b + (j + kTileCols<C> + i / kTileRows * kLine) * steps;
+      }
+      multiply_tile(steps, a + i * steps, b + j * steps, !first, tile_rows, next, *tiles);
       if (last) epilogue(*tiles, row0 + i, col0 + j, tile_rows, tile_cols);
     }
   }
@@ -203,11 +215,11 @@ void gemm(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, const 
           const int64_t slice = task % slices.count, run = task / slices.count;
           const int64_t k = k0 + slices.begin(slice), count = slices.size(slice);
           if (run < row_tasks) {
-            pack_panels<kTileRows>(a, row0, part_rows, run * kRowRun, kRowRun, k, count,
-                                   packed_a + slice * a_slice);
+            pack_panels<kTileRows, true>(a, row0, part_rows, run * kRowRun, kRowRun, k, count,
+                                         packed_a + slice * a_slice);
           } else {
-            pack_panels<kTileCols<C>>(b, col0, part_cols, (run - row_tasks) * kColRun, kColRun, k, count,
-                                      packed_b + slice * b_slice);
+            pack_panels<kTileCols<C>, true>(b, col0, part_cols, (run - row_tasks) * kColRun, kColRun, k,
+                                            count, packed_b + slice * b_slice);
           }
         });
         parallel_for(row_blocks * col_blocks, threads, [&](int64_t task) {

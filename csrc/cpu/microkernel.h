@@ -39,13 +39,17 @@ struct Tile {
   }
 
   // += A B over `steps` (cpu/packed.h: C itself, or pairs of bf16). a advances by step_stride a step, b by
-  // one panel row.
-  template <class P>
+  // one panel row. kFetch: a line of `next` a step is brought to L2 meanwhile.
+  template <bool kFetch = false, class P>
   GLM_INLINE void accumulate(int64_t steps, const P* a, int64_t row_stride, int64_t step_stride, const P* b,
-                             int64_t b_stride) {
+                             int64_t b_stride, [[maybe_unused]] const P* next = nullptr) {
     static_assert(std::is_same_v<SumOf<P>, C>);
     Tile sum = *this;  // a local copy is what the compiler keeps in registers
     for (int64_t step = 0; step < steps; ++step) {
+      if constexpr (kFetch) {
+        __builtin_prefetch(next, 0, 2);
+        next += 64 / sizeof(P);
+      }
       Vec<P> row_b[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) row_b[v] = load(b + v * kLanes<P>);

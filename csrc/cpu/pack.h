@@ -98,15 +98,16 @@ GLM_INLINE void transpose(Vec<C> (&rows)[kLanes<C>]) {
 }
 
 // The steps of `depth` elements from k on, at most a vector of them, of elements [first, first + valid), into
-// out[steps][kWidth]. This is lanes [kFirst, kFirst + kCount) of it: sizes that the compiler knows are worth
-// a path of their own.
+// out[steps][kWidth], of which a vector beyond its end may be written. This is lanes [kFirst, kFirst + kCount)
+// of it: sizes that the compiler knows are worth a path of their own.
 template <int kWidth, int kFirst, bool kAlongDepth, class T, class P>
 GLM_INLINE void pack_lanes(const Operand<T>& x, int64_t first, int valid, int64_t k, int depth, P* out) {
   constexpr int kCount = std::min(kLanes<P>, kWidth - kFirst);
   const int steps = static_cast<int>(steps_of<P>(depth));
   first += kFirst, valid -= kFirst, out += kFirst;
   const auto put = [&](int n, Vec<P> v) {
-    if constexpr (kCount == kLanes<P>) {
+    // Of panels narrower than a vector, each step writes over what the one before had too many.
+    if constexpr (kCount == kLanes<P> || kWidth < kLanes<P>) {
       store(out + n * kWidth, v);
     } else {
       store_first(out + n * kWidth, v, kCount);
@@ -144,18 +145,28 @@ GLM_INLINE void pack_steps(const Operand<T>& x, int64_t first, int valid, int64_
 
 // Panels [panel0, panel0 + panels) of the `size` elements from `first` on, k in [k0, k0 + depth). Panel p
 // lies at out + p * kWidth * steps_of(depth); what a last panel has beyond `size`, and a last pair beyond
-// `depth`, is zero.
-template <int kWidth, class T, class P = Packed<T>>
+// `depth`, is zero. kStream: past the caches, for panels that are read only when all have been written.
+template <int kWidth, bool kStream = false, class T, class P = Packed<T>>
 [[gnu::noinline]] void pack_panels(const Operand<T>& x, int64_t first, int64_t size, int64_t panel0,
                                    int64_t panels, int64_t k0, int64_t depth, P* out) {
   constexpr int kGroup = kPerStep<P> * kLanes<P>;
+  constexpr bool kCopied = kStream || kWidth < kLanes<P>;  // packed in L1 first
+  alignas(64) P group[kLanes<P> * kWidth + kLanes<P>];
   const auto pack = [&]<bool kAlongDepth>(std::bool_constant<kAlongDepth>, int64_t panel, int64_t k) {
     const int64_t i = panel * kWidth;
     const int some = static_cast<int>(std::min<int64_t>(kGroup, depth - k));
     const int valid = static_cast<int>(std::min<int64_t>(kWidth, size - i));
-    P* const packed = out + i * steps_of<P>(depth) + k / kPerStep<P> * kWidth;
+    P* const there = out + i * steps_of<P>(depth) + k / kPerStep<P> * kWidth;
+    P* const packed = kCopied ? group : there;
     pack_steps<kWidth, kAlongDepth>(x, first + i, valid, k0 + k, some, packed);
     if (x.function) x.function(packed, steps_of<P>(some) * kWidth);
+    if constexpr (kCopied) {
+      if (kStream && some == kGroup && reinterpret_cast<uintptr_t>(there) % kVectorBytes == 0) {
+        for (int n = 0; n < kLanes<P> * kWidth; n += kLanes<P>) stream(there + n, load(group + n));
+      } else {
+        std::copy_n(group, steps_of<P>(some) * kWidth, there);
+      }
+    }
   };
   const int64_t end = std::min(panel0 + panels, (size + kWidth - 1) / kWidth);
   if (x.depth_stride == 1) {
@@ -167,6 +178,7 @@ template <int kWidth, class T, class P = Packed<T>>
       for (int64_t panel = panel0; panel < end; ++panel) pack(std::false_type{}, panel, k);
     }
   }
+  if constexpr (kStream) stream_fence();
 }
 
 // Rows [0, rows) as they are read by dot products: contiguous along k, zeros after the last.

@@ -32,6 +32,6 @@ void parallel_for(int64_t items, int threads, const Body& body) {
   if (failure) std::rethrow_exception(failure);
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace glm::cpu

@@ -109,6 +109,27 @@ GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(Lane));
 }
 
+// To memory past the caches, for what is too large to be found there again: a line is not fetched before it is
+// written. p is aligned to a vector. Others see it after stream_fence() and whatever else orders memory.
+template <class Lane>
+GLM_INLINE void stream(Lane* p, Vec<Lane> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#elif defined(__x86_64__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
+#else
+  store(p, v);
+#endif
+}
+
+GLM_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // a * b + c, rounded once where the machine can.
 template <class V>
 GLM_INLINE V fma(V a, V b, V c) {
