@@ -31,11 +31,11 @@ template <class C>
 using GemmTile = Tile<C, kTileRows, kTileVectors>;
 
 // A multiple of every tile's height. kDepthBlock of a and of b, and the sums of a block, fit L2.
-inline constexpr int64_t kBlockRows = 288;
+inline constexpr int64_t kBlockRows = 384;
 template <class C>
 inline constexpr int64_t kBlockCols = 128 / kTileCols<C> * kTileCols<C>;
-inline constexpr int64_t kDepthBlock = 384;              // steps of a chain
-inline constexpr int64_t kMaxDepth = 12 * kDepthBlock;   // steps that are packed at a time
+inline constexpr int64_t kDepthBlock = 256;              // steps of a chain: longer ones sum less well
+inline constexpr int64_t kMaxDepth = 4096;               // steps that are packed at a time
 inline constexpr int64_t kPackedMax = int64_t{4} << 20;  // of an operand: rows or columns x steps
 inline constexpr int64_t kPackRun = 256;                 // elements of a row that are read together
 inline constexpr int64_t kDotMaxRows = 36;               // above, packing b pays

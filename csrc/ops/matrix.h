@@ -12,7 +12,7 @@ struct Matrix {  // any strides
 
 // Bias gradients are summed over groups of this many rows, whatever the thread count, and the groups in
 // order.
-inline constexpr int64_t kSumRows = 96;
+inline constexpr int64_t kSumRows = 384;
 inline int64_t sum_groups(int64_t rows) { return (rows + kSumRows - 1) / kSumRows; }
 
 }  // namespace glm

@@ -55,9 +55,10 @@ def test_matches_reference(
 
 
 def test_depth_that_is_packed_in_parts() -> None:
-    """K beyond kMaxDepth: the weight gradients sum over more rows than are packed at a time."""
+    """K beyond kMaxDepth of csrc/cpu/gemm.h: in weight gradients, in dot products, and in panels."""
     check_op(ops.gelu_mlp, reference.gelu_mlp, make_inputs(4099, 3, 5, 2))
     check_op(ops.gelu_mlp, reference.gelu_mlp, make_inputs(3, 4099, 5, 2))
+    check_op(ops.gelu_mlp, reference.gelu_mlp, make_inputs(40, 4099, 5, 2))
 
 
 @pytest.mark.parametrize("rows", [20, 200, 500])  # dot products, one block of rows, several
