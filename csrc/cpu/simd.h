@@ -329,8 +329,7 @@ GLM_INLINE VecF exp2_below_128(VecF x) {
   // With a mask of all lanes, since GCC 12 warns of its own intrinsics without one (GCC bug 105593).
   constexpr __mmask16 kAll = 0xffff;
   const __m512 n = _mm512_maskz_roundscale_ps(kAll, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
-  const __m512 f = _mm512_maskz_reduce_ps(kAll, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
-  const VecF p = exp2_fraction(reinterpret_cast<VecF>(f));
+  const VecF p = exp2_fraction(x - reinterpret_cast<VecF>(n));  // NaN for an infinity, but scalef makes it 0
   return reinterpret_cast<VecF>(_mm512_maskz_scalef_ps(kAll, reinterpret_cast<__m512>(p), n));
 #else
   constexpr float kMagic = 12582912.0f + 127.0f;  // adding 1.5 * 2^23 + 127 leaves n + 127 in the low bits
