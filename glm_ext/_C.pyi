@@ -99,6 +99,7 @@ def embedding_2d_backward(
     grad_token_table: torch.Tensor | None,
     grad_position_table: torch.Tensor | None,
     grad_block_table: torch.Tensor | None,
+    add_tokens: bool,
     workspace: torch.Tensor | None,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,

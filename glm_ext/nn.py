@@ -99,15 +99,20 @@ class Layer(nn.Module):
 
     def embed(
         self, tokens: Tensor, positions: Tensor, word: nn.Module, position: nn.Module, block: nn.Module
-    ) -> Tensor:
-        """dropout(word[token] + position[place in Part A] + block[place in the span]), [B, S, E]."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """dropout(word[token] + position[place in Part A] + block[place in the span]), [B, S, E].
+
+        And the matrix of `word`: to a loss that reads this one, the gradient of the embedding is added where
+        it lies (`ops.tied_embedding_2d`).
+        """
         ids, tables = (tokens, positions[:, 0], positions[:, 1]), (word, position, block)
         if not all(plain(table, nn.Embedding) for table in tables):
             rows = [table(index) for table, index in zip(tables, ids, strict=True)]
-            return F.dropout(rows[0] + rows[1] + rows[2], self.dropout, self.training)
+            out = F.dropout(rows[0] + rows[1] + rows[2], self.dropout, self.training)
+            return out, getattr(word, "weight", None)
         weights = (table.weight for table in tables)
-        out: Tensor = self.ops.embedding_2d(*ids, *weights, dropout_p=self.dropout_p)
-        return out
+        tied: tuple[Tensor, Tensor] = self.ops.tied_embedding_2d(*ids, *weights, dropout_p=self.dropout_p)
+        return tied
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}, backend={self.backend!r}"
@@ -229,7 +234,7 @@ class Embedding2D(Layer):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         tables = self.word_embeddings, self.position_embeddings, self.block_position_embeddings
-        return self.embed(tokens, positions, *tables)
+        return self.embed(tokens, positions, *tables)[0]
 
 
 class GeluMLP(Layer):

@@ -11,8 +11,8 @@ using namespace pybind11::literals;
 namespace glm {
 namespace {
 
-EmbeddingLookup lookup(const View& ids, int64_t table_rows, const View& table) {
-  return {static_cast<const int64_t*>(ids.data), table_rows, table.data};
+EmbeddingLookup lookup(const View& ids, int64_t table_rows, const View& table, bool add = false) {
+  return {static_cast<const int64_t*>(ids.data), table_rows, table.data, add};
 }
 
 // None, or where the first id outside its table stands.
@@ -57,8 +57,8 @@ int64_t workspace_size(int64_t rows, int64_t width, int64_t table_rows, bool is_
 
 py::object backward(View grad, View tokens, View positions, View block_positions, int64_t token_rows,
                     int64_t position_rows, int64_t block_rows, View grad_token_table,
-                    View grad_position_table, View grad_block_table, View workspace, double dropout_p,
-                    uint64_t seed, Target target) {
+                    View grad_position_table, View grad_block_table, bool add_tokens, View workspace,
+                    double dropout_p, uint64_t seed, Target target) {
   const int64_t rows = tokens.numel(), width = grad.shape[grad.rank - 1];
   const CpuWorkspace sizes(rows, width, token_rows + position_rows + block_rows, grad.dtype == DType::f64);
   auto* memory = static_cast<unsigned char*>(workspace.data);
@@ -66,7 +66,7 @@ py::object backward(View grad, View tokens, View positions, View block_positions
       .dtype = grad.dtype,
       .rows = rows,
       .width = width,
-      .lookups = {lookup(tokens, token_rows, grad_token_table),
+      .lookups = {lookup(tokens, token_rows, grad_token_table, add_tokens),
                   lookup(positions, position_rows, grad_position_table),
                   lookup(block_positions, block_rows, grad_block_table)},
       .grad = grad.data,
@@ -88,7 +88,7 @@ void register_embedding_2d(py::module_& m) {
         "position_table"_a, "block_table"_a, "out"_a, "dropout_p"_a, "seed"_a, "target"_a);
   m.def("embedding_2d_backward", &backward, "grad"_a, "tokens"_a, "positions"_a, "block_positions"_a,
         "token_rows"_a, "position_rows"_a, "block_rows"_a, "grad_token_table"_a, "grad_position_table"_a,
-        "grad_block_table"_a, "workspace"_a, "dropout_p"_a, "seed"_a, "target"_a);
+        "grad_block_table"_a, "add_tokens"_a, "workspace"_a, "dropout_p"_a, "seed"_a, "target"_a);
   m.def("embedding_2d_workspace", &workspace_size, "rows"_a, "width"_a, "table_rows"_a, "is_double"_a,
         "target"_a);
 }

@@ -82,10 +82,10 @@ struct Sorted {
   }
 };
 
-// out = sum over i < count, in order, of dropout'(grad[order[i]]). Out is T or Compute<T>.
+// out = or += sum over i < count, in order, of dropout'(grad[order[i]]). Out is T or Compute<T>.
 template <class T, bool kDropout, class Out>
 void sum_rows(const Embedding2DBackward& p, const RowDropout& dropout, const int64_t* order, int64_t count,
-              Out* out) {
+              bool add, Out* out) {
   using C = Compute<T>;
   for (int64_t chunk = 0; chunk < p.width; chunk += kDropoutChunk) {
     const int64_t end = std::min(chunk + kDropoutChunk, p.width);
@@ -99,8 +99,10 @@ void sum_rows(const Embedding2DBackward& p, const RowDropout& dropout, const int
               load(sum_e) + dropout_row<kDropout>(load_as_some(grad + e, lanes), factor + (e - chunk)));
       });
     }
-    for_columns<C>(chunk, end,
-                   [&](int64_t e, int lanes) { store_as_some(out + e, load(sum + (e - chunk)), lanes); });
+    for_columns<C>(chunk, end, [&](int64_t e, int lanes) {
+      const Vec<C> total = load(sum + (e - chunk));
+      store_as_some(out + e, add ? load_as_some(out + e, lanes) + total : total, lanes);
+    });
   }
 }
 
@@ -113,7 +115,7 @@ void backward_table(const Embedding2DBackward& p, const RowDropout& dropout, con
   parallel_for(p.rows / kEmbeddingPieceRows, p.threads, [&](int64_t slot) {
     const Sorted::Piece piece = sorted.piece(lookup, slot);
     if (piece.begin < piece.end)
-      sum_rows<T, kDropout>(p, dropout, sorted.order + piece.begin, piece.end - piece.begin,
+      sum_rows<T, kDropout>(p, dropout, sorted.order + piece.begin, piece.end - piece.begin, false,
                             pieces + slot * width);
   });
 
@@ -123,9 +125,10 @@ void backward_table(const Embedding2DBackward& p, const RowDropout& dropout, con
       const int64_t begin = sorted.first[v], count = sorted.first[v + 1] - begin;
       T* out = static_cast<T*>(lookup.table) + v * width;
       if (Sorted::pieces(count) > 0) {
-        add_groups(pieces + begin / kEmbeddingPieceRows * width, Sorted::pieces(count), width, out);
-      } else if (count > 0) {  // else it is zero already
-        sum_rows<T, kDropout>(p, dropout, sorted.order + begin, count, out);
+        add_groups(pieces + begin / kEmbeddingPieceRows * width, Sorted::pieces(count), width, lookup.add,
+                   out);
+      } else if (count > 0) {  // else nothing comes to it
+        sum_rows<T, kDropout>(p, dropout, sorted.order + begin, count, lookup.add, out);
       }
     }
   });

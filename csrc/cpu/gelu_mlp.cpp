@@ -129,7 +129,7 @@ void backward(const GeluMlpBackward& p) {
   if (!p.grad_x && !p.grad_w1 && !p.grad_b1) return;
   const StoreGradPre<T> store = {pre, grad_pre, hidden, p.grad_b1 ? sums : nullptr, kind};
   gemm(rows, hidden, width_out, by_rows<T>(p.grad_y), by_cols<T>(p.w2), store, p.threads);
-  if (p.grad_b1) add_groups<T>(sums, sum_groups(rows), hidden, static_cast<T*>(p.grad_b1));
+  if (p.grad_b1) add_groups<T>(sums, sum_groups(rows), hidden, false, static_cast<T*>(p.grad_b1));
   if (p.grad_x) {
     const Store<T> store_x = {static_cast<T*>(p.grad_x), width};
     gemm(rows, width, hidden, Operand<T>{grad_pre, hidden, 1}, by_cols<T>(p.w1), store_x, p.threads);

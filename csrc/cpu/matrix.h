@@ -20,14 +20,14 @@ Operand<T> by_cols(const Matrix& m) {  // element (i, k) in row k
   return {static_cast<const T*>(m.data), m.col_stride, m.row_stride};
 }
 
-// out[c] = sum over the groups, in order, of sums[group][c].
+// out[c] = or += sum over the groups, in order, of sums[group][c].
 template <class T>
-void add_groups(const Compute<T>* sums, int64_t groups, int64_t cols, T* out) {
+void add_groups(const Compute<T>* sums, int64_t groups, int64_t cols, bool add, T* out) {
   using C = Compute<T>;
   for_columns<C>(0, cols, [&](int64_t c, int count) {
     Vec<C> total = {};
     for (int64_t group = 0; group < groups; ++group) total += load_as_some(sums + group * cols + c, count);
-    store_as_some(out + c, total, count);
+    store_as_some(out + c, add ? load_as_some(out + c, count) + total : total, count);
   });
 }
 
@@ -46,7 +46,7 @@ void sum_rows(const Operand<T>& m, int64_t rows, int64_t cols, Compute<T>* sums,
       });
     }
   });
-  add_groups<T>(sums, groups, cols, out);
+  add_groups<T>(sums, groups, cols, false, out);
 }
 
 }  // namespace glm::cpu::GLM_ISA

@@ -142,7 +142,14 @@ __global__ void __launch_bounds__(kBlockWarps* kWarp) sum_kernel(Backward b) {
     if (came_over || goes_on) {
       store_tile<kPer>(b.piece(which, slot, came_over ? 0 : 1), sum, first, width, lane);
     } else if (id < lookup.table_rows) {
-      store_tile<kPer>(static_cast<T*>(lookup.table) + id * p.width, sum, first, width, lane);
+      T* row = static_cast<T*>(lookup.table) + id * p.width;
+      if (lookup.add) {
+        float held[kLaneColumns];
+        load_tile<kPer>(held, row, first, width, lane);
+#pragma unroll
+        for (int k = 0; k < kLaneColumns; ++k) sum[k] += held[k];
+      }
+      store_tile<kPer>(row, sum, first, width, lane);
     }
   };
   for (int i0 = 0; i0 < count; i0 += SumTraits::kBatch) {
@@ -210,7 +217,8 @@ __global__ void __launch_bounds__(CombineTraits::kWarps* kWarp) combine_kernel(B
   if (first + thread >= b.op.width) return;
   float total = 0.0f;
   for (int w = 0; w < CombineTraits::kWarps; ++w) total += load_shared(&shared.sums[w][thread]);
-  store_global(static_cast<T*>(lookup.table) + id * b.op.width + first + thread, narrow<T>(total));
+  T* out = static_cast<T*>(lookup.table) + id * b.op.width + first + thread;
+  store_global(out, narrow<T>(lookup.add ? widen(load_global(out)) + total : total));
 }
 
 }  // namespace

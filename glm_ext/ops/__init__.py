@@ -2,6 +2,7 @@
 
 from glm_ext.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from glm_ext.ops.embedding_2d import embedding_2d
+from glm_ext.ops.embedding_2d import tied_embedding_2d as tied_embedding_2d  # for glm_ext.model
 from glm_ext.ops.gelu_mlp import gelu_mlp
 from glm_ext.ops.linear import linear
 from glm_ext.ops.linear_cross_entropy import linear_cross_entropy

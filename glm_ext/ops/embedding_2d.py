@@ -72,15 +72,66 @@ def embedding_2d(
     tensor([[2., 5.],
             [2., 5.]])
     """
+    arguments = _prepare(
+        tokens, positions, block_positions, token_table, position_table, block_table, dropout_p
+    )
+    if watched(*arguments[:6]):
+        return torch.ops.glm_ext.embedding_2d(*arguments)  # type: ignore[no-any-return]
+    return short_path(_Embedding2D, *arguments)  # type: ignore[no-any-return]
+
+
+def tied_embedding_2d(
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    block_table: Tensor,
+    *,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`embedding_2d`, and token_table for its second use: the weight of `linear_cross_entropy`.
+
+    Backward adds the rows of the first use to the gradient of the second, where it lies. Autograd would fill
+    another [V, E] with zeros and add all of it. So that gradient must be no one else's, and this is no public
+    op.
+
+    >>> table = torch.zeros(3, 2, requires_grad=True)
+    >>> ids = torch.tensor([1])
+    >>> out, weight = tied_embedding_2d(ids, ids, ids, table, table.detach(), table.detach())
+    >>> (out.sum() + (2.0 * weight).sum()).backward()
+    >>> table.grad
+    tensor([[2., 2.],
+            [3., 3.],
+            [2., 2.]])
+    """
+    arguments = _prepare(
+        tokens, positions, block_positions, token_table, position_table, block_table, dropout_p
+    )
+    if watched(*arguments[:6]):
+        return torch.ops.glm_ext.embedding_2d(*arguments), token_table
+    # Autocast may have made another table of it, for the lookup alone.
+    if not token_table.requires_grad or arguments[3] is not token_table:
+        return short_path(_Embedding2D, *arguments), token_table
+    return short_path(_TiedEmbedding2D, *arguments)  # type: ignore[no-any-return]
+
+
+def _prepare(
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    block_table: Tensor,
+    dropout_p: float,
+) -> tuple[Any, ...]:
+    """The arguments of the registered op."""
     check_floating("token_table", token_table)
     if autocast_dtype(token_table.device.type) is not None:
         token_table, position_table, block_table = _promote(token_table, position_table, block_table)
     ids, tables = (tokens, positions, block_positions), (token_table, position_table, block_table)
     _check(*ids, *tables, None, dropout_p)
-    seed = draw_seed(dropout_p)
-    if watched(*ids, *tables):
-        return torch.ops.glm_ext.embedding_2d(*ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
-    return short_path(_Embedding2D, *ids, *tables, seed, dropout_p)  # type: ignore[no-any-return]
+    return (*ids, *tables, draw_seed(dropout_p), dropout_p)
 
 
 def _check(
@@ -173,11 +224,17 @@ def _backward(
     dropout_p: float,
     table_rows: list[int],
     wanted: list[bool],
+    onto: Tensor | None = None,
 ) -> list[Tensor]:
-    """The gradients of the wanted tables, in order."""
+    """The gradients of the wanted tables, in order; that of the tokens added to `onto`, if there is one."""
     tokens, positions, block_positions = _int64(tokens, positions, block_positions)
     rows, width = tokens.numel(), grad.shape[-1]
-    grads = [_zeros(n, width, grad) for n, want in zip(table_rows, wanted, strict=True) if want]
+    begun = (onto, None, None)
+    grads = [
+        _zeros(n, width, grad) if there is None else there
+        for n, want, there in zip(table_rows, wanted, begun, strict=True)
+        if want
+    ]
     given = iter(grads)
     grad_token, grad_position, grad_block = (next(given) if want else None for want in wanted)
     token_rows, position_rows, block_rows = table_rows
@@ -188,7 +245,8 @@ def _backward(
     )
     fault = _C.embedding_2d_backward(
         grad, tokens, positions, block_positions, token_rows, position_rows, block_rows,
-        grad_token, grad_position, grad_block, workspace, dropout_p, seed_value(seed), where,
+        grad_token, grad_position, grad_block, onto is not None,
+        workspace, dropout_p, seed_value(seed), where,
     )  # fmt: skip
     if fault is not None:
         _raise_out_of_range(fault, (tokens, positions, block_positions), table_rows)
@@ -246,6 +304,27 @@ class _Embedding2D(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients(_backward, ctx, grad)
+
+
+class _TiedEmbedding2D(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        out = _forward(*inputs)
+        _setup_context(ctx, inputs, out)
+        ctx.set_materialize_grads(False)
+        return out, inputs[3].detach()
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad: Tensor | None, weight_grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None, None, None, weight_grad, None, None, None, None)
+        if weight_grad is None:
+            return _gradients(_backward, ctx, grad)
+        # Who differentiates again may meet this gradient again.
+        last = not torch._C._autograd._get_current_graph_task_keep_graph()
+        onto = weight_grad.contiguous() if last else weight_grad.clone(memory_format=torch.contiguous_format)
+        return _gradients(functools.partial(_backward, onto=onto), ctx, grad)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -239,6 +239,26 @@ def embedding_2d(
     return _dropout_rows(total + F.embedding(block_positions, block_table), dropout_p, seed)
 
 
+def tied_embedding_2d(
+    tokens: Tensor,
+    positions: Tensor,
+    block_positions: Tensor,
+    token_table: Tensor,
+    position_table: Tensor,
+    block_table: Tensor,
+    *,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`embedding_2d`, and token_table for its second use: autograd adds the two gradients.
+
+    >>> one, table = torch.tensor([1]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> tied_embedding_2d(one, one, one - 1, table, table, table)[0]
+    tensor([[ 7., 10.]])
+    """
+    ids = tokens, positions, block_positions
+    return embedding_2d(*ids, token_table, position_table, block_table, dropout_p=dropout_p), token_table
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias: x [..., E], weight [O, E], bias [O] -> [..., O].
 

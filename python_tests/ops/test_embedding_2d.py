@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -212,3 +213,87 @@ def test_saved_ids_changed_before_backward() -> None:
     call["tokens"].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+# --------------------------------------------------------------------------------------- the tied token table
+
+
+def twice(backend: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The embedding, and a second use of its token table."""
+
+    def run(*inputs: Tensor, dropout_p: float = 0.0) -> tuple[Tensor, Tensor]:
+        out, table = backend.tied_embedding_2d(*inputs, dropout_p=dropout_p)
+        return out, table.square()
+
+    return run
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize(("shape", "rows", "width"), CASES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tied_table_matches_reference(
+    dtype: torch.dtype, shape: tuple[int, ...], rows: tuple[int, ...], width: int, dropout_p: float
+) -> None:
+    inputs = [*make_ids(shape, rows), *make_tables(rows, width, dtype)]
+    check_op(twice(ops), twice(reference), inputs, dropout_p=dropout_p)
+
+
+class _Gradient(torch.autograd.Function):
+    """Zero, with a given tensor as its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad: Tensor) -> Tensor:
+        ctx.grad = grad
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.grad, None
+
+
+def test_the_gradients_of_a_tied_table_are_one_tensor() -> None:
+    ids, tables = make_ids((2, 3), (11, 7, 3)), [t.requires_grad_() for t in make_tables((11, 7, 3), 9)]
+    second = torch.randn(11, 9)
+    expected, place = second.index_add(0, ids[0].flatten(), torch.ones(6, 9)), second.data_ptr()
+    out, table = ops.tied_embedding_2d(*ids, *tables)
+    grad = torch.autograd.grad(out.sum() + _Gradient.apply(table, second), tables[0])[0]
+    assert grad.data_ptr() == place
+    assert torch.equal(grad, expected)
+
+
+def test_a_gradient_that_is_asked_for_again_is_left_alone() -> None:
+    ids, tables = make_ids((2, 3), (11, 7, 3)), [t.requires_grad_() for t in make_tables((11, 7, 3), 9)]
+    second = torch.randn(11, 9)
+    before = second.clone()
+    out, table = ops.tied_embedding_2d(*ids, *tables)
+    loss = out.sum() + _Gradient.apply(table, second)
+    first, again = (torch.autograd.grad(loss, tables[0], retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(second, before)
+
+
+def test_a_gradient_with_other_strides() -> None:
+    ids, tables = make_ids((2, 3), (11, 7, 3)), [t.requires_grad_() for t in make_tables((11, 7, 3), 9)]
+    second = torch.randn(9, 11).T
+    expected = second.index_add(0, ids[0].flatten(), torch.ones(6, 9))
+    out, table = ops.tied_embedding_2d(*ids, *tables)
+    grad = torch.autograd.grad(out.sum() + _Gradient.apply(table, second), tables[0])[0]
+    assert torch.equal(grad, expected)
+
+
+@pytest.mark.parametrize("which", ["embedding", "table"])
+def test_one_use_of_a_tied_table(which: str) -> None:
+    ids, tables = make_ids((2, 3), (11, 7, 3)), [t.requires_grad_() for t in make_tables((11, 7, 3), 9)]
+    out, table = ops.tied_embedding_2d(*ids, *tables)
+    grads = torch.autograd.grad((out if which == "embedding" else table).sum(), tables, allow_unused=True)
+    counts = ids[0].flatten().bincount(minlength=11).float() if which == "embedding" else torch.ones(11)
+    assert torch.equal(grads[0], counts[:, None].expand(11, 9))
+    assert [g is None for g in grads[1:]] == [which == "table"] * 2
+
+
+def test_a_tied_table_without_gradient() -> None:
+    ids, tables = make_ids((2, 3), (11, 7, 3)), make_tables((11, 7, 3), 9)
+    tables[1].requires_grad_()
+    out, table = ops.tied_embedding_2d(*ids, *tables)
+    assert table is tables[0]
+    assert out.requires_grad

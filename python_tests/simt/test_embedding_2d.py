@@ -10,7 +10,7 @@ import torch
 from glm_ext import ops
 from glm_ext.ops import reference
 
-from ..ops.test_embedding_2d import CASES, glm_batch, make_ids, make_tables
+from ..ops.test_embedding_2d import CASES, glm_batch, make_ids, make_tables, twice
 from ..ops.tolerance import check_op
 from .backend import SCHEDULES, Simt
 from .checks import GPU_DTYPES, NO_COPIES, access_costs, forward_and_backward, same_under
@@ -143,3 +143,13 @@ def test_memory_accesses_are_whole_sectors(simt: Simt, dtype: torch.dtype) -> No
         ops.embedding_2d(*inputs, dropout_p=0.1)
     cost, ideal = access_costs(simt)
     assert cost["global"] == ideal["global"] > 0
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+def test_a_tied_table(simt: Simt, dtype: torch.dtype) -> None:
+    """Sums of one slot, and of several: both are added to the gradient of the other use."""
+    inputs = [*glm_batch(2, 301, 256), *make_tables((50, 301, 301), 48, dtype)]
+    inputs[0].flatten()[100:400] = 7
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        check_op(twice(ops), twice(reference), inputs, dropout_p=0.1)

@@ -7,6 +7,7 @@ namespace glm::test {
 namespace {
 
 constexpr int64_t kTableRows[3] = {11, 5, 3};
+constexpr float kBefore[3] = {0, -2, 0.5f};  // what the gradients hold: not zero where they are added to
 
 template <class T>
 void check(int64_t rows, int64_t width, const Dropout& dropout) {
@@ -18,9 +19,9 @@ void check(int64_t rows, int64_t width, const Dropout& dropout) {
     const int64_t table_rows = kTableRows[which];
     places[which] = ids(rows, 2 * which + 1, table_rows);
     tables[which] = random<T>(table_rows * width, which);
-    grads[which].assign(static_cast<size_t>(table_rows * width), stored<T>(0));
+    grads[which].assign(static_cast<size_t>(table_rows * width), stored<T>(kBefore[which]));
     forward.lookups[which] = {places[which].data(), table_rows, tables[which].data()};
-    backward.lookups[which] = {places[which].data(), table_rows, grads[which].data()};
+    backward.lookups[which] = {places[which].data(), table_rows, grads[which].data(), kBefore[which] != 0};
   }
   auto out = unwritten<T>(rows * width);
   forward.dtype = kDType<T>;
@@ -46,7 +47,7 @@ void check(int64_t rows, int64_t width, const Dropout& dropout) {
   expect(cpu::kernels().embedding_2d_backward(backward).which == -1, "every id is in its table");
 
   std::vector<double> sums[3];
-  for (int which = 0; which < 3; ++which) sums[which].resize(grads[which].size());
+  for (int which = 0; which < 3; ++which) sums[which].assign(grads[which].size(), kBefore[which]);
   for (int64_t n = 0; n < rows; ++n) {
     for (int64_t e = 0; e < width; ++e) {
       const double factor = row_factor(dropout, n, e);
