@@ -28,7 +28,7 @@ from .ops.reference import Lengths
 class Transformer(Layer):
     """All of GLM between the two uses of the vocabulary matrix: positions, blocks, final LayerNorm.
 
-    Returns the hidden states, and that matrix for its second use, in the loss (see `Layer.embed`).
+    Returns the hidden states, and that matrix for its second use (see `GLM.hidden_and_head`).
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class Transformer(Layer):
         start: Lengths | None = None,
         cache: Sequence[KVCache | Branches] | None = None,
         cu_seqlens: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         tables = word_embeddings, self.position_embeddings, self.block_position_embeddings
-        residual, weight = self.embed(tokens, positions, *tables)
+        residual, head = self.embed(tokens, positions, *tables)
         pending = None
         for i, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]
             pending, residual = layer(
                 pending, prefix_len, seq_len, start, layer_cache, cu_seqlens, residual=residual
             )
-        return self.add_norm(pending, residual, self.final_layernorm)[0], weight
+        return self.add_norm(pending, residual, self.final_layernorm)[0], head
 
 
 class GLM(nn.Module):
@@ -166,24 +166,32 @@ class GLM(nn.Module):
         With cu_seqlens [G + 1], G sequences lie end to end, as in PackedBatch: tokens [N], positions [2, N],
         prefix_len [G] -> [N, E]; seq_len, start and cache stay None.
         """
-        return self._hidden(tokens, positions, prefix_len, seq_len, start, cache, cu_seqlens)[0]
+        return self.hidden_and_head(
+            tokens, positions, prefix_len, seq_len, start=start, cache=cache, cu_seqlens=cu_seqlens
+        )[0]
 
-    def _hidden(
+    def hidden_and_head(
         self,
         tokens: Tensor,
         positions: Tensor,
         prefix_len: Lengths,
-        seq_len: Lengths | None,
-        start: Lengths | None,
-        cache: Sequence[KVCache | Branches] | None,
-        cu_seqlens: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+        seq_len: Lengths | None = None,
+        *,
+        start: Lengths | None = None,
+        cache: Sequence[KVCache | Branches] | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`hidden`, and the vocabulary matrix [V, E] for the loss of those states.
+
+        It is for one `linear_cross_entropy` and nothing else: the gradient of the embedding is added to the
+        one that comes from there, where it lies.
+        """
         if cu_seqlens is not None:
             return self._hidden_packed(tokens, positions, prefix_len, cu_seqlens, (seq_len, start, cache))
         self._check(tokens, positions)
         for name, lengths in (("prefix_len", prefix_len), ("seq_len", seq_len), ("start", start)):
             _check_lengths(name, lengths, len(tokens))
-        out: tuple[Tensor, Tensor | None] = self.transformer(
+        out: tuple[Tensor, Tensor] = self.transformer(
             tokens, positions, self.word_embeddings, prefix_len, seq_len, start, cache
         )
         return out
@@ -195,7 +203,7 @@ class GLM(nn.Module):
         prefix_len: Lengths,
         cu_seqlens: Tensor,
         others: tuple[object, ...],
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         if any(other is not None for other in others):
             raise ValueError("cu_seqlens: expected no seq_len, start or cache beside it")
         if tokens.dim() != 1 or positions.dim() != 2:
@@ -205,14 +213,14 @@ class GLM(nn.Module):
             )
         self._check(tokens[None], positions[None])
         _check_lengths("prefix_len", prefix_len, len(cu_seqlens) - 1)
-        out, weight = self.transformer(
+        out, head = self.transformer(
             tokens[None],
             positions[None],
             self.word_embeddings,
             prefix_len,
             cu_seqlens=cu_seqlens,
         )
-        return out[0], weight
+        return out[0], head
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V], by the vocabulary matrix that also embeds."""
@@ -228,18 +236,14 @@ class GLM(nn.Module):
 
         A PackedBatch has the loss of the same examples padded.
         """
-        hidden, weight = self._hidden(
+        hidden, head = self.hidden_and_head(
             batch.tokens,
             batch.positions,
             batch.prefix_len,
             batch.seq_len,
-            start=None,
-            cache=None,
             cu_seqlens=batch.cu_seqlens if isinstance(batch, PackedBatch) else None,
         )
-        loss: Tensor = self.transformer.ops.linear_cross_entropy(
-            hidden, weight, batch.targets, batch.loss_mask
-        )
+        loss: Tensor = self.transformer.ops.linear_cross_entropy(hidden, head, batch.targets, batch.loss_mask)
         return loss
 
     def new_cache(self, batch_size: int, capacity: int) -> list[KVCache]:

@@ -8,6 +8,7 @@ Shape letters: B batch, S sequence, T cached and new tokens together, H heads, D
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,17 +100,16 @@ class Layer(nn.Module):
 
     def embed(
         self, tokens: Tensor, positions: Tensor, word: nn.Module, position: nn.Module, block: nn.Module
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """dropout(word[token] + position[place in Part A] + block[place in the span]), [B, S, E].
 
-        And the matrix of `word`: to a loss that reads this one, the gradient of the embedding is added where
-        it lies (`ops.tied_embedding_2d`).
+        And the weight of `word`, for its second use (`ops.tied_embedding_2d`).
         """
         ids, tables = (tokens, positions[:, 0], positions[:, 1]), (word, position, block)
         if not all(plain(table, nn.Embedding) for table in tables):
             rows = [table(index) for table, index in zip(tables, ids, strict=True)]
-            out = F.dropout(rows[0] + rows[1] + rows[2], self.dropout, self.training)
-            return out, getattr(word, "weight", None)
+            weight: Any = getattr(word, "weight", None)  # what took its place may have none
+            return F.dropout(rows[0] + rows[1] + rows[2], self.dropout, self.training), weight
         weights = (table.weight for table in tables)
         tied: tuple[Tensor, Tensor] = self.ops.tied_embedding_2d(*ids, *weights, dropout_p=self.dropout_p)
         return tied

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,19 @@ def test_part_a_is_blind_to_part_b_and_part_b_to_its_future():
     after = model(changed, positions, 4)
     assert torch.equal(before[:, :6], after[:, :6])
     assert not torch.allclose(before[:, 6], after[:, 6]) and not torch.allclose(before[:, 7], after[:, 7])
+
+
+def test_the_loss_makes_one_gradient_of_the_vocabulary_matrix(monkeypatch):
+    model, batch = golden_model(), golden_batch()
+    module = sys.modules["glm_ext.ops.embedding_2d"]
+    filled, zeros = [], module._zeros
+    monkeypatch.setattr(module, "_zeros", lambda rows, *rest: (filled.append(rows), zeros(rows, *rest))[1])
+    for _ in range(2):  # the second is added to the first
+        model.loss(batch).backward()
+    rows = model.config.max_positions + 1
+    assert filled == [rows] * 4
+    weight = model.word_embeddings.weight
+    torch.testing.assert_close(weight.grad, 2 * GOLDEN["grad/word_embeddings.weight"], rtol=1e-4, atol=1e-6)
 
 
 def test_loss_weighs_targets_by_the_mask():

@@ -42,12 +42,12 @@ def choice_log_probs(
     for question in questions:
         check_question(question, limit)
     packed = _pack(questions, start_id, end_id, model.word_embeddings.weight.device)
-    hidden = model.hidden(
+    hidden, head = model.hidden_and_head(
         packed.tokens, packed.positions, packed.prefix_len, cache=[packed.branches] * model.config.num_layers
     )
     nll = model.transformer.ops.linear_cross_entropy(
         hidden.flatten(0, 1)[packed.scored],
-        model.word_embeddings.weight,
+        head,
         packed.targets,
         reduction="none",
     )

@@ -140,10 +140,10 @@ class Seq2Seq(Task):
     def loss(self, model: GLM, examples: Sequence[Pair]) -> Tensor:
         batch = collate([self._example(pair) for pair in examples], self.tokenizer.pad_id)
         batch = batch.to(model.word_embeddings.weight.device)
-        hidden = model.hidden(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+        hidden, head = model.hidden_and_head(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
         loss: Tensor = model.transformer.ops.linear_cross_entropy(
             hidden,
-            model.word_embeddings.weight,
+            head,
             batch.targets,
             batch.loss_mask,
             label_smoothing=self.label_smoothing,

@@ -78,9 +78,9 @@ def test_several_right_choices_count_together():
 
 
 def test_part_a_is_fed_once(glm, monkeypatch):
-    fed, hidden = [], GLM.hidden
+    fed, run = [], GLM.hidden_and_head
     monkeypatch.setattr(
-        GLM, "hidden", lambda self, t, *a, **k: fed.append(t.shape) or hidden(self, t, *a, **k)
+        GLM, "hidden_and_head", lambda self, t, *a, **k: fed.append(t.shape) or run(self, t, *a, **k)
     )
     choice_log_probs(glm, QUESTIONS[:1], start_id=SOP, end_id=EOP)
     choice_log_probs(glm, QUESTIONS[1:2], start_id=SOP, end_id=EOP)
