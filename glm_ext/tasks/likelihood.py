@@ -37,15 +37,15 @@ class Likelihood(Task):
         self.tokenizer, self.eval_batch_size, self.max_positions = tokenizer, eval_batch_size, max_positions
 
     def loss(self, model: GLM, examples: Sequence[HasBlocks]) -> Tensor:
-        batch, hidden = self._hidden(model, examples)
-        return (self._nll(model, batch, hidden) / batch.loss_mask.sum(1)).mean()
+        batch, hidden, head = self._run(model, examples)
+        return (self._nll(model, batch, hidden, head) / batch.loss_mask.sum(1)).mean()
 
     def nll(self, model: GLM, examples: Sequence[HasBlocks]) -> list[float]:
         """-log p of each example's targets together, in nats, without gradient."""
         costs: list[float] = []
         with inference(model):
             for part in batches(examples, self.eval_batch_size):
-                costs += self._nll(model, *self._hidden(model, part)).tolist()
+                costs += self._nll(model, *self._run(model, part)).tolist()
         return costs
 
     def nll_and_hits(self, model: GLM, examples: Sequence[HasBlocks]) -> list[tuple[float, bool]]:
@@ -53,23 +53,24 @@ class Likelihood(Task):
         found: list[tuple[float, bool]] = []
         with inference(model):
             for part in batches(examples, self.eval_batch_size):
-                batch, hidden = self._hidden(model, part)
+                batch, hidden, head = self._run(model, part)
                 targets = batch.loss_mask > 0
                 hits = torch.ones_like(targets)
                 hits[targets] = model.logits(hidden[targets]).argmax(1) == batch.targets[targets]
-                costs = self._nll(model, batch, hidden).tolist()
+                costs = self._nll(model, batch, hidden, head).tolist()
                 found += zip(costs, hits.all(1).tolist(), strict=True)
         return found
 
-    def _hidden(self, model: GLM, examples: Sequence[HasBlocks]) -> tuple[Batch, Tensor]:
+    def _run(self, model: GLM, examples: Sequence[HasBlocks]) -> tuple[Batch, Tensor, Tensor]:
         batch = collate([example.blocks for example in examples], self.tokenizer.pad_id)
         batch = batch.to(model.word_embeddings.weight.device)
-        return batch, model.hidden(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+        hidden, head = model.hidden_and_head(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
+        return batch, hidden, head
 
-    def _nll(self, model: GLM, batch: Batch, hidden: Tensor) -> Tensor:
+    def _nll(self, model: GLM, batch: Batch, hidden: Tensor, head: Tensor) -> Tensor:
         """[B]: summed over targets."""
         nll: Tensor = model.transformer.ops.linear_cross_entropy(
-            hidden, model.word_embeddings.weight, batch.targets, batch.loss_mask, reduction="none"
+            hidden, head, batch.targets, batch.loss_mask, reduction="none"
         )
         return nll.float().sum(1)
 

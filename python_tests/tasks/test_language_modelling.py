@@ -76,8 +76,8 @@ def test_last_words(glm, tokenizer, write, unidirectional):
 def test_last_words_are_judged_in_one_pass(glm, tokenizer, write, monkeypatch):
     task, passes = load_task("last_word", tokenizer), []
     examples = task.examples(write("a.jsonl", json.dumps({"text": TEXT})))
-    hidden = GLM.hidden
-    monkeypatch.setattr(GLM, "hidden", lambda *a, **k: passes.append(1) or hidden(*a, **k))
+    run = GLM.hidden_and_head
+    monkeypatch.setattr(GLM, "hidden_and_head", lambda *a, **k: passes.append(1) or run(*a, **k))
     task.metrics(glm, examples)
     assert passes == [1]
 
