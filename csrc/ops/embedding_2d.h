@@ -10,8 +10,8 @@ namespace glm {
 struct EmbeddingLookup {
   const int64_t* ids;  // [N]
   int64_t table_rows;
-  void* table;  // [table_rows, E]: read by forward; backward writes its gradient here, unless it is null:
-  bool add = false;  // into zeros, or added to what another use of the table left
+  void* table;  // [table_rows, E], read by forward; of backward its gradient, or null where none is wanted
+  bool add = false;  // backward: adds to what another use of the table left there, else it finds zeros
 };
 
 // Backward sums the rows of a frequent id in pieces of at least this many, whatever the thread count, and the

@@ -72,25 +72,12 @@ def embedding_2d(
     tensor([[2., 5.],
             [2., 5.]])
     """
-    arguments = _prepare(
-        tokens, positions, block_positions, token_table, position_table, block_table, dropout_p
-    )
-    if watched(*arguments[:6]):
-        return torch.ops.glm_ext.embedding_2d(*arguments)  # type: ignore[no-any-return]
-    return short_path(_Embedding2D, *arguments)  # type: ignore[no-any-return]
+    ids, tables = (tokens, positions, block_positions), (token_table, position_table, block_table)
+    return _embed(_prepare(ids, tables, dropout_p))
 
 
-def tied_embedding_2d(
-    tokens: Tensor,
-    positions: Tensor,
-    block_positions: Tensor,
-    token_table: Tensor,
-    position_table: Tensor,
-    block_table: Tensor,
-    *,
-    dropout_p: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """`embedding_2d`, and token_table for its second use: the weight of `linear_cross_entropy`.
+def tied_embedding_2d(*ids_and_tables: Tensor, dropout_p: float = 0.0) -> tuple[Tensor, Tensor]:
+    """`embedding_2d`, and its token_table for a second use: the weight of `linear_cross_entropy`.
 
     Backward adds the rows of the first use to the gradient of the second, where it lies. Autograd would fill
     another [V, E] with zeros and add all of it. So that gradient must be no one else's, and this is no public
@@ -105,33 +92,28 @@ def tied_embedding_2d(
             [3., 3.],
             [2., 2.]])
     """
-    arguments = _prepare(
-        tokens, positions, block_positions, token_table, position_table, block_table, dropout_p
-    )
-    if watched(*arguments[:6]):
-        return torch.ops.glm_ext.embedding_2d(*arguments), token_table
+    arguments, token_table = _prepare(ids_and_tables[:3], ids_and_tables[3:], dropout_p), ids_and_tables[3]
     # Autocast may have made another table of it, for the lookup alone.
-    if not token_table.requires_grad or arguments[3] is not token_table:
-        return short_path(_Embedding2D, *arguments), token_table
+    promoted = arguments[3] is not token_table
+    if watched(*arguments[:6]) or promoted or not token_table.requires_grad:
+        return _embed(arguments), token_table
     return short_path(_TiedEmbedding2D, *arguments)  # type: ignore[no-any-return]
 
 
-def _prepare(
-    tokens: Tensor,
-    positions: Tensor,
-    block_positions: Tensor,
-    token_table: Tensor,
-    position_table: Tensor,
-    block_table: Tensor,
-    dropout_p: float,
-) -> tuple[Any, ...]:
-    """The arguments of the registered op."""
-    check_floating("token_table", token_table)
-    if autocast_dtype(token_table.device.type) is not None:
-        token_table, position_table, block_table = _promote(token_table, position_table, block_table)
-    ids, tables = (tokens, positions, block_positions), (token_table, position_table, block_table)
-    _check(*ids, *tables, None, dropout_p)
+def _prepare(ids: tuple[Tensor, ...], tables: tuple[Tensor, ...], dropout_p: float) -> tuple[Any, ...]:
+    """The arguments of the registered op, from three ids and three tables."""
+    check_floating("token_table", tables[0])
+    if autocast_dtype(tables[0].device.type) is not None:
+        tables = _promote(*tables)
+    checked: list[Any] = [*ids, *tables, None, dropout_p]
+    _check(*checked)
     return (*ids, *tables, draw_seed(dropout_p), dropout_p)
+
+
+def _embed(arguments: tuple[Any, ...]) -> Tensor:
+    if watched(*arguments[:6]):
+        return torch.ops.glm_ext.embedding_2d(*arguments)  # type: ignore[no-any-return]
+    return short_path(_Embedding2D, *arguments)  # type: ignore[no-any-return]
 
 
 def _check(

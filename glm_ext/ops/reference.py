@@ -239,24 +239,14 @@ def embedding_2d(
     return _dropout_rows(total + F.embedding(block_positions, block_table), dropout_p, seed)
 
 
-def tied_embedding_2d(
-    tokens: Tensor,
-    positions: Tensor,
-    block_positions: Tensor,
-    token_table: Tensor,
-    position_table: Tensor,
-    block_table: Tensor,
-    *,
-    dropout_p: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """`embedding_2d`, and token_table for its second use: autograd adds the two gradients.
+def tied_embedding_2d(*ids_and_tables: Tensor, dropout_p: float = 0.0) -> tuple[Tensor, Tensor]:
+    """`embedding_2d`, and its token_table for a second use: autograd adds the two gradients.
 
     >>> one, table = torch.tensor([1]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> tied_embedding_2d(one, one, one - 1, table, table, table)[0]
     tensor([[ 7., 10.]])
     """
-    ids = tokens, positions, block_positions
-    return embedding_2d(*ids, token_table, position_table, block_table, dropout_p=dropout_p), token_table
+    return embedding_2d(*ids_and_tables, dropout_p=dropout_p), ids_and_tables[3]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -37,7 +37,7 @@ class Likelihood(Task):
         self.tokenizer, self.eval_batch_size, self.max_positions = tokenizer, eval_batch_size, max_positions
 
     def loss(self, model: GLM, examples: Sequence[HasBlocks]) -> Tensor:
-        batch, hidden, head = self._run(model, examples)
+        batch, hidden, head = self._forward(model, examples)
         return (self._nll(model, batch, hidden, head) / batch.loss_mask.sum(1)).mean()
 
     def nll(self, model: GLM, examples: Sequence[HasBlocks]) -> list[float]:
@@ -45,7 +45,7 @@ class Likelihood(Task):
         costs: list[float] = []
         with inference(model):
             for part in batches(examples, self.eval_batch_size):
-                costs += self._nll(model, *self._run(model, part)).tolist()
+                costs += self._nll(model, *self._forward(model, part)).tolist()
         return costs
 
     def nll_and_hits(self, model: GLM, examples: Sequence[HasBlocks]) -> list[tuple[float, bool]]:
@@ -53,7 +53,7 @@ class Likelihood(Task):
         found: list[tuple[float, bool]] = []
         with inference(model):
             for part in batches(examples, self.eval_batch_size):
-                batch, hidden, head = self._run(model, part)
+                batch, hidden, head = self._forward(model, part)
                 targets = batch.loss_mask > 0
                 hits = torch.ones_like(targets)
                 hits[targets] = model.logits(hidden[targets]).argmax(1) == batch.targets[targets]
@@ -61,7 +61,7 @@ class Likelihood(Task):
                 found += zip(costs, hits.all(1).tolist(), strict=True)
         return found
 
-    def _run(self, model: GLM, examples: Sequence[HasBlocks]) -> tuple[Batch, Tensor, Tensor]:
+    def _forward(self, model: GLM, examples: Sequence[HasBlocks]) -> tuple[Batch, Tensor, Tensor]:
         batch = collate([example.blocks for example in examples], self.tokenizer.pad_id)
         batch = batch.to(model.word_embeddings.weight.device)
         hidden, head = model.hidden_and_head(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
