@@ -53,21 +53,28 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = True) 
     return (torch.randn(shape, device=DEVICE) / shape[-1] ** 0.5).to(dtype).requires_grad_(grad)
 
 
-def ours(forward: Callable[[], Any], name: str = OURS) -> dict[str, Callable[[], Any]]:
+def ours(forward: Callable[[], Any], name: str = OURS, atomics: bool = False) -> dict[str, Callable[[], Any]]:
     """Of an op that has kernels of warpgroups: once without, and once with, where this build and card can.
 
-    Backward runs as forward did: `training` runs it right after.
+    With `atomics`, of one whose backward has a kernel that needs them: that too. Backward runs as forward
+    did: `training` runs it right after.
     """
 
-    def kind(wgmma: bool) -> Callable[[], Any]:
+    def kind(wgmma: bool = False, atomics: bool = False) -> Callable[[], Any]:
         def run() -> Any:
             _C.use_wgmma(wgmma)
+            ops.allow_atomics(atomics)
             return forward()
 
         return run
 
     hopper = "90a" in _C.cuda_architectures().split() and torch.cuda.get_device_capability()[0] == 9
-    return {name: kind(False)} | ({f"{name}, warpgroups": kind(True)} if hopper else {})
+    kinds = {name: kind()}
+    if hopper:
+        kinds[f"{name}, warpgroups"] = kind(wgmma=True)
+    if atomics:
+        kinds[f"{name}, atomics"] = kind(atomics=True)
+    return kinds
 
 
 # ------------------------------------------------------------------------------------------------------ cases
@@ -84,7 +91,9 @@ def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool, dropo
         lengths = torch.full((B,), prefix, device=DEVICE)
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", q.dtype, gradient=backward):
-            peers |= ours(lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p))
+            peers |= ours(
+                lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p), atomics=backward
+            )
         peers["SDPA, bool mask"] = lambda: F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
         if dropout_p > 0:
             return [packed, *apart], peers
@@ -132,7 +141,7 @@ def packed_attention(B: int, H: int, longest: int, D: int) -> Case:
         mask = (seen & (place < sizes[:, None, None]) | (place == 0))[:, None]  # no row sees nothing: no NaN
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", packed[0].dtype, gradient=True):
-            peers |= ours(lambda: ops.span_attention_varlen(*packed, bounds, prefix))
+            peers |= ours(lambda: ops.span_attention_varlen(*packed, bounds, prefix), atomics=True)
         peers["SDPA, padded, bool mask"] = lambda: F.scaled_dot_product_attention(
             *(t.transpose(1, 2) for t in padded), mask
         )

@@ -265,6 +265,7 @@ def span_attention_backward(
     scale: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
+    atomics: bool,
     target: int | tuple[int, int],
 ) -> None: ...
 def span_attention_forward(
@@ -285,12 +286,11 @@ def span_attention_forward(
 ) -> None: ...
 def span_attention_workspace(
     backward: bool,
+    query: torch.Tensor | None,
     batch: typing.SupportsInt | typing.SupportsIndex,
-    heads: typing.SupportsInt | typing.SupportsIndex,
-    head_dim: typing.SupportsInt | typing.SupportsIndex,
-    rows: typing.SupportsInt | typing.SupportsIndex,
     keys: typing.SupportsInt | typing.SupportsIndex,
     packed: bool,
+    atomics: bool,
     target: int | tuple[int, int],
 ) -> int:
     """

@@ -102,6 +102,11 @@ __device__ __forceinline__ void store_global(T* pointer, T value) {
   detail::store(pointer, value);
 }
 
+// Adds to a float that others add to as well, in any order.
+__device__ __forceinline__ void add_global(float* pointer, float value) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(pointer), "f"(value) : "memory");
+}
+
 template <class T>
 __device__ __forceinline__ T load_shared(const T* pointer) {
   return detail::load(pointer);

@@ -78,7 +78,8 @@ struct SpanAttentionBackward {
   AttentionRows grad_lse;              // as lse; data null: none came
   AttentionRows grad_query;            // as query
   AttentionRows grad_key, grad_value;  // as key, value
-  float* workspace;                    // of a GPU's kernels (cuda/kernels.h); null on a CPU
+  bool atomics;      // may add to grad_query in any order, where a kernel of a GPU is faster for it
+  float* workspace;  // of a GPU's kernels (cuda/kernels.h); null on a CPU
 };
 
 }  // namespace glm

@@ -33,6 +33,12 @@ void store_global(T* pointer, T value, Site site = Site::current()) {
   *pointer = value;
 }
 
+inline void add_global(float* pointer, float value, Site site = Site::current()) {
+  simt::global_memory().check(pointer, sizeof(float), site);
+  simt::counters().access(simt::Space::global, pointer, sizeof(float), site);
+  *pointer += value;
+}
+
 template <class Shared>
 Shared& shared_memory() {
   return *reinterpret_cast<Shared*>(simt::machine().shared().data());

@@ -6,6 +6,8 @@ says so, and layers with backend "auto" run plain torch for that op alone (glm_e
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from glm_ext import _C
@@ -25,6 +27,23 @@ KERNELS: dict[str, tuple[torch.dtype, ...]] = {
     "span_attention": _ALL,
     "span_attention_backward": _ALL,
 }
+
+atomics = os.environ.get("GLM_ATOMICS") == "1"
+
+
+def allow_atomics(allowed: bool = True) -> None:
+    """Whether CUDA kernels of this process may add in an order that differs from run to run.
+
+    Off at first (on with ``GLM_ATOMICS=1`` in the environment): every op gives the same bits on every run.
+    On, backward of attention in bfloat16 and float16, head dims up to 128, sums the gradient of the query by
+    atomic additions, in float32: five matrix products a tile instead of seven, and the last bits of that
+    gradient differ. Nothing else changes, and nothing on a CPU.
+
+    >>> allow_atomics()
+    >>> allow_atomics(False)
+    """
+    global atomics
+    atomics = allowed
 
 
 def has_kernel(op: str, dtype: torch.dtype, gradient: bool = False) -> bool:

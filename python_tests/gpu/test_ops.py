@@ -107,9 +107,32 @@ def test_linear_cross_entropy(
 )
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 def test_span_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p: float) -> None:
+    check_attention(dtype, case, dropout_p)
+
+
+def check_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p: float) -> None:
     inputs, options = attention_simt.make_inputs(case, dtype)
     options = {name: t.cuda() for name, t in options.items()} | {"dropout_p": dropout_p, "return_lse": True}
     check_op(ops.span_attention, reference.span_attention, on_gpu(inputs), **options)
+
+
+def check_packed_attention(inputs: list[Tensor], dropout_p: float) -> None:
+    check_op(
+        ops.span_attention_varlen,
+        reference.span_attention_varlen,
+        on_gpu(inputs),
+        dropout_p=dropout_p,
+        return_lse=True,
+    )
+
+
+def attention_twice(head_dim: int) -> list[list[Tensor | None]]:
+    """Outputs and gradients of one small case, run twice: for compute-sanitizer."""
+    inputs, _ = attention_simt.make_inputs(((1, 2, 1, 200, 330, head_dim), [150], None, None), torch.bfloat16)
+    return [
+        forward_and_backward(ops.span_attention, on_gpu(inputs), dropout_p=0.1, return_lse=True)
+        for _ in range(2)
+    ]
 
 
 @pytest.mark.parametrize("case", attention_tiles.DECODING, ids=lambda c: str(c[0]))
@@ -123,13 +146,7 @@ def test_span_attention_decoding(dtype: torch.dtype, case: attention_simt.Case) 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize(("cu_seqlens", "prefix_len"), attention_simt.PACKED, ids=str)
 def test_span_attention_varlen(cu_seqlens: list[int], prefix_len: list[int], dropout_p: float) -> None:
-    check_op(
-        ops.span_attention_varlen,
-        reference.span_attention_varlen,
-        on_gpu(packed_inputs(cu_seqlens, prefix_len)),
-        dropout_p=dropout_p,
-        return_lse=True,
-    )
+    check_packed_attention(packed_inputs(cu_seqlens, prefix_len), dropout_p)
 
 
 def packed_inputs(

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from glm_ext import _C, ops
-from glm_ext.ops import reference
+from glm_ext import _C
 
-from ..ops.tolerance import check_op
 from ..simt import test_hopper as hopper
 from ..simt import test_span_attention as attention
 from ..simt import test_span_attention_tiles as attention_tiles
 from ..simt.backend import assert_same_bits
-from ..simt.checks import forward_and_backward
-from .test_ops import on_gpu
+from .test_ops import attention_twice, check_attention, check_packed_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -36,29 +33,15 @@ def warpgroups() -> Iterator[None]:
 )
 @pytest.mark.parametrize("dtype", hopper.DTYPES, ids=str)
 def test_attention(dtype: torch.dtype, case: attention.Case, dropout_p: float) -> None:
-    inputs, options = attention.make_inputs(case, dtype)
-    options = {name: t.cuda() for name, t in options.items()} | {"dropout_p": dropout_p, "return_lse": True}
-    check_op(ops.span_attention, reference.span_attention, on_gpu(inputs), **options)
+    check_attention(dtype, case, dropout_p)
 
 
 @pytest.mark.parametrize(("cu_seqlens", "prefix_len"), hopper.PACKED, ids=str)
 def test_packed_attention(cu_seqlens: list[int], prefix_len: list[int]) -> None:
-    inputs = hopper.packed_inputs(cu_seqlens, prefix_len)
-    check_op(
-        ops.span_attention_varlen,
-        reference.span_attention_varlen,
-        on_gpu(inputs),
-        dropout_p=0.1,
-        return_lse=True,
-    )
+    check_packed_attention(hopper.packed_inputs(cu_seqlens, prefix_len), 0.1)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_small(head_dim: int) -> None:
     """What compute-sanitizer watches: the same bits twice."""
-    inputs, _ = attention.make_inputs(((1, 2, 1, 200, 330, head_dim), [150], None, None), torch.bfloat16)
-    found = [
-        forward_and_backward(ops.span_attention, on_gpu(inputs), dropout_p=0.1, return_lse=True)
-        for _ in range(2)
-    ]
-    assert_same_bits("the second time", *found)
+    assert_same_bits("the second time", *attention_twice(head_dim))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -60,6 +63,17 @@ def test_what_has_no_kernel_is_refused(
     tensor: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
     with pytest.raises(NotImplementedError, match=f"glm_ext.{op}: expected tensors on the CPU.*{message}"):
         target(op, tensor)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False"), (None, "False")])
+def test_atomics_as_the_environment_says(value: str | None, expected: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "GLM_ATOMICS"}
+    run = subprocess.run(
+        [sys.executable, "-c", "from glm_ext.ops import _cuda; print(_cuda.atomics)"],
+        env=environment if value is None else environment | {"GLM_ATOMICS": value},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.strip() == expected
 
 
 def test_the_table_names_registered_ops() -> None:

@@ -1,4 +1,5 @@
-// Backward of attention: a pass over dO and out for delta, then one kernel for dQ, one for dK and dV.
+// Backward of attention: a pass over dO and out for delta, then one kernel for dQ, one for dK and dV. Or, where
+// the order of sums is free, one for all three, and a pass that writes dQ from its sums.
 #include "cuda/attention/backward.cuh"
 #include "cuda/kernels.h"
 
@@ -7,7 +8,9 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kLog2E = 1.4426950408889634074;
-constexpr int kStatisticsThreads = 128;
+constexpr int kStatisticsThreads = 128, kQueryThreads = 128;
+
+int padded_dim(const SpanAttention& p) { return p.head_dim <= 64 ? 64 : 128; }  // where there are sums of dQ
 
 // Delta is the diagonal of dO out^T, by the mma that dP comes from: out is the value of the one key that a
 // row sees, and delta has the bits of dP. A warp takes 16 rows, in 4-byte words from global memory.
@@ -18,6 +21,10 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(Backward
   const Tile tile = find_tile<TilesOf::rows>(p, launch.rows, static_cast<int>(blockIdx.x));
   if (tile.count == 0) return;
   const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
+  if (launch.query_sums.data != nullptr) {
+    float* sums = launch.query_sums.of(launch.statistics.place(p, tile, h) + tile.first + warp * 16, 0, lane);
+    for (int i = 0; i < launch.query_sums.dim / 2; ++i) store_global(sums + i * kWarp, 0.0f);
+  }
   const int row = tile.first + warp * 16 + lane / 4;                 // and 8 further: in the sequence
   const auto word = [&](const AttentionRows& x, int i, int chunk) {  // word t of a chunk of 16 bytes
     if (i >= tile.first + tile.count || chunk * kChunk<T> >= head_dim) return 0u;
@@ -50,10 +57,43 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(Backward
   }
 }
 
+// dQ from its sums; a warp takes 16 rows.
+template <class T, int kDim>
+__global__ void __launch_bounds__(kQueryThreads) query_kernel(BackwardLaunch launch) {
+  auto& shared = shared_memory<Panel<T, kTileRows, kDim>>();
+  const SpanAttention& p = launch.op.problem;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Tile tile = find_tile<TilesOf::rows>(p, launch.rows, static_cast<int>(blockIdx.x));
+  if (tile.count == 0) return;
+  const int h = static_cast<int>(blockIdx.y), row = tile.first + warp * 16;
+  const float* place = launch.query_sums.of(launch.statistics.place(p, tile, h) + row, 0, lane);
+  float sums[kDim / 8][4];
+#pragma unroll
+  for (int d = 0; d < kDim / 8; ++d)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[d][i] = load_global(place + (d * 4 + i) * kWarp);
+  const AttentionRows& out = launch.op.grad_query;
+  write_rows<T, kDim>(rows_of<T>(out, p, tile, h, tile.sequence.first_row) + row * out.row, out.row, sums,
+                      {launch.scale, launch.scale}, shared, warp * 16, tile.count - warp * 16,
+                      static_cast<int>(p.head_dim), lane);
+}
+
+void launch_query(const BackwardLaunch& params, cudaStream_t stream) {
+  const SpanAttention& p = params.op.problem;
+  visit_attention(p, [&]<class T>(Type<T>, auto dim) {
+    if constexpr (sizeof(T) == 2 && dim.value <= 128)
+      launch(query_kernel<T, dim.value>, tile_grid(p, TilesOf::rows, kTileRows), dim3{kQueryThreads, 1, 1},
+             sizeof(Panel<T, kTileRows, dim.value>), stream, params);
+  });
+}
+
 }  // namespace
 
-int64_t span_attention_backward_workspace(const SpanAttention& p) {
-  return RowStatistics(p, nullptr).size * 4 + TileList::size(p, kTileRows) * 4;
+// Row statistics, two lists of tiles, sums of dQ.
+int64_t span_attention_backward_workspace(const SpanAttention& p, bool atomics) {
+  const int64_t rows = RowStatistics(p, nullptr).size;
+  return rows * 4 + TileList::size(p, kTileRows) * 4 +
+         (atomics && has_query_sums(p) ? rows * padded_dim(p) : 0);
 }
 
 void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t stream) {
@@ -68,14 +108,19 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
   check_rows("grad_value", op.grad_value, element_bytes(p.dtype));
   const RowStatistics statistics(p, op.workspace);
   const TileList rows = {reinterpret_cast<Pack<int, 2>*>(statistics.data + statistics.size)};
+  const TileList keys = {rows.data + TileList::size(p, kTileRows)};
+  const bool query_sums = op.atomics && has_query_sums(p);
   const BackwardLaunch params = {
       .op = op,
       .statistics = statistics,
+      .query_sums = {query_sums ? reinterpret_cast<float*>(keys.data + TileList::size(p, kTileRows))
+                                : nullptr,
+                     padded_dim(p)},
       .scale = static_cast<float>(p.scale),
       .scale_log2 = static_cast<float>(p.scale * kLog2E),
       .keep = KeepRule(p.dropout),
       .rows = rows,
-      .keys = {rows.data + TileList::size(p, kTileRows)},
+      .keys = keys,
   };
   launch_tile_list(p, TilesOf::rows, kTileRows, params.rows, stream);
   launch_tile_list(p, TilesOf::keys, kTileRows, params.keys, stream);
@@ -84,9 +129,10 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
       launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, kTileRows), dim3{kStatisticsThreads, 1, 1}, 0,
              stream, params);
     });
-    launch_grad_query(params, stream);
+    if (!query_sums) launch_grad_query(params, stream);
   }
   if (p.keys > 0) launch_grad_key_and_value(params, stream);
+  if (query_sums && p.rows > 0) launch_query(params, stream);
 }
 
 }  // namespace glm::cuda

@@ -1,4 +1,4 @@
-// Gradients of attention: what the two kernels share (attention/grad_query.cu, attention/grad_key.cu).
+// Gradients of attention: what the kernels share (attention/grad_query.cu, attention/grad_key.cu).
 //
 //   P = exp2(scale S - lse),  dP = dO V^T,  dS = P (dP - delta + dlse),  delta = rowsum(dO out)
 //   dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO                                (docs/math.md)
@@ -6,6 +6,9 @@
 // Either kernel keeps 64 rows of two tensors and lets the rows of two others walk by, and either recomputes S
 // and dP in the layout in which P and dS are the left operand of what follows: they never leave registers.
 // No block waits for another and nothing is added twice: the same bits on every run.
+//
+// Where the order of sums is free, the kernel for dK and dV passes dS through shared memory and adds its part
+// of dQ to sums in global memory: S and dP are computed once, five products instead of seven.
 #pragma once
 
 #include <limits>
@@ -35,15 +38,32 @@ struct RowStatistics {
         size(head * p.heads * (p.cu_seqlens == nullptr ? p.batch : 1)) {}
 
   // Of row 0 of a sequence. Packed sequence b begins at or after 64 (first_row / 64 + b): none overlap.
+  __device__ __forceinline__ int64_t place(const SpanAttention& p, const Tile& tile, int64_t h) const {
+    if (p.cu_seqlens == nullptr) return (tile.b * p.heads + h) * head;
+    return h * head + (tile.sequence.first_row / 64 + tile.b) * 64;
+  }
+
   __device__ __forceinline__ RowStatistic* of(const SpanAttention& p, const Tile& tile, int64_t h) const {
-    if (p.cu_seqlens == nullptr) return data + (tile.b * p.heads + h) * head;
-    return data + h * head + (tile.sequence.first_row / 64 + tile.b) * 64;
+    return data + place(p, tile, h);
+  }
+};
+
+// Sums of dQ that blocks of keys add to, in any order: of 16 rows and 64 columns [8][4][lane], as a warp holds them
+// (add_row_products), so that the 32 lanes of an access are neighbours.
+struct QuerySums {
+  float* data;
+  int dim;  // columns, padded
+
+  // What this lane has of rows [place, place + 16) (RowStatistics::place) and of columns [column, column + 64).
+  __device__ __forceinline__ float* of(int64_t place, int column, int lane) const {
+    return data + place * dim + column * 16 + lane;
   }
 };
 
 struct BackwardLaunch {
   SpanAttentionBackward op;
   RowStatistics statistics;
+  QuerySums query_sums;  // data null: dQ has a kernel of its own
   float scale, scale_log2;
   KeepRule keep;
   TileList rows, keys;
@@ -108,7 +128,11 @@ void visit_backward(const SpanAttention& p, Function&& function) {
   });
 }
 
+// Whether dQ, dK and dV have one kernel, given that sums may come in any order.
+inline bool has_query_sums(const SpanAttention& p) { return p.dtype != DType::f32 && p.head_dim <= 128; }
+
 void launch_grad_query(const BackwardLaunch&, cudaStream_t);
+// Also of dQ, into query_sums, where there are any.
 void launch_grad_key_and_value(const BackwardLaunch&, cudaStream_t);
 
 }  // namespace glm::cuda

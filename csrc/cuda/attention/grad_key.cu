@@ -1,11 +1,13 @@
 // dK = scale dS^T Q and dV = P^T dO: a block keeps 64 rows of K and V, a warp 16 of them, and the queries
 // that see them walk by, head after head of the group. Scores are computed transposed, S^T = K Q^T. Head dim
 // 256 has more sums than registers: each of two blocks takes 128 columns of dK and dV, and both compute the
-// scores.
+// scores. kWithQuery: the block also adds dS K, its part of dQ, to what other blocks add (QuerySums).
 #include "cuda/attention/backward.cuh"
 
 namespace glm::cuda {
 namespace {
+
+constexpr int kNoRow = std::numeric_limits<int>::max();  // sees this key: it is padding
 
 // Rows that walk by. 32 of 128 floats would take more registers than there are.
 template <class T, int kPaddedDim, bool kWarpgroup>
@@ -13,10 +15,11 @@ inline constexpr int kKeyWalk = kWarpgroup                            ? (kPadded
                                 : kPaddedDim == 128 && sizeof(T) == 4 ? 16
                                                                       : kMmaWalk<T, kPaddedDim>;
 
-template <class Element, int kPaddedDim, bool kWithWarpgroup>
+template <class Element, int kPaddedDim, bool kWithWarpgroup, bool kAddsQuery>
 struct GradKeyTraits
     : BackwardTraits<Element, kPaddedDim, kWithWarpgroup, kKeyWalk<Element, kPaddedDim, kWithWarpgroup>> {
   using Base = BackwardTraits<Element, kPaddedDim, kWithWarpgroup, GradKeyTraits::kWalk>;
+  static constexpr bool kWithQuery = kAddsQuery;
   static constexpr int kOut = kPaddedDim <= 128 ? kPaddedDim : 128;  // columns of dK and dV a block
   static constexpr int kParts = kPaddedDim / kOut;
   static constexpr int kBlocksPerSm = Base::kRowBytes <= 256 ? 2 : 1;
@@ -25,6 +28,8 @@ struct GradKeyTraits
     typename Base::Tiles tiles;
     RowStatistic statistics[Base::kStages][Base::kWalk];
     KeepBytes<Base::kWalk> keep[Base::kStages];
+    std::conditional_t<kWithQuery, Panel<Element, Base::kTile, 64>, char>
+        score_grads;  // [keys, rows that walk]
   };
   static_assert(sizeof(Shared) * kBlocksPerSm <= Base::kSharedPerSm);
 };
@@ -82,6 +87,31 @@ __device__ __forceinline__ void drop_keys(float (&probabilities)[kQueries / 8][4
       if (!keeps_key(keep, j, i)) probabilities[j][i] = 0.0f;
 }
 
+// A warp's gradients of scores to where all warps read them.
+template <class T, int kQueries>
+__device__ __forceinline__ void share_gradients(Panel<T, kTileRows, 64>& shared,
+                                                const float (&grads)[kQueries / 8][4], int warp, int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int j = 0; j < kQueries / 8; ++j)
+      store_shared(
+          reinterpret_cast<uint32_t*>(chunk_at(shared, warp * 16 + half * 8 + lane / 4, j)) + lane % 4,
+          narrow2<T>(grads[j][half * 2], grads[j][half * 2 + 1]));
+}
+
+// Which rows come by: those of a head from the first that sees any key on, then the next head's.
+struct Walker {
+  int h, query0;
+
+  __device__ __forceinline__ void advance(int step, int first_query, int rows) {
+    query0 += step;
+    if (query0 < rows) return;
+    query0 = first_query;
+    ++h;
+  }
+};
+
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     grad_key_kernel(BackwardLaunch launch) {
@@ -104,15 +134,23 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const int begin = static_cast<int>(mask.max(mask.begin, tile.first)),
             end = static_cast<int>(mask.min(mask.length, tile.first + tile.count));
   const int first_live = static_cast<int>(mask.first_row(mask.begin));
-  const int m_begin = static_cast<int>(mask.first_row(begin)) / kQueries,
-            first_full = static_cast<int>(mask.first_full_row(end));
-  const int tiles =
-      begin < end ? static_cast<int>(mask.max(0, (rows + kQueries - 1) / kQueries - m_begin)) : 0;
-  const int first_row[2] = {static_cast<int>(mask.first_row(key)), static_cast<int>(mask.first_row(key + 8))};
+  const int first_query = static_cast<int>(mask.first_row(begin)) / kQueries * kQueries,
+            first_full = Traits::kWithQuery && end - begin < kTileRows
+                             ? kNoRow
+                             : static_cast<int>(mask.first_full_row(end));
+  const int steps =
+      begin < end && first_query < rows ? (rows - first_query + kQueries - 1) / kQueries * group : 0;
+  const auto inside = [&](int j) { return begin <= j && j < end; };
+  // Padding has zeros for keys, but what its gradient of a score is may be infinite: none where dQ needs it.
+  const auto first_row_of = [&](int j) {
+    return Traits::kWithQuery && !inside(j) ? kNoRow : static_cast<int>(mask.first_row(j));
+  };
+  const int first_row[2] = {first_row_of(key), first_row_of(key + 8)};
 
-  const int steps = group * tiles;
+  Walker next = {kv_head * group, first_query}, now = next;  // of what is copied, and of what is worked on
   const auto start = [&](int step) {
-    const int h = kv_head * group + step / tiles, query0 = (m_begin + step % tiles) * kQueries;
+    const auto [h, query0] = next;
+    next.advance(kQueries, first_query, rows);
     const int at = step % Traits::kStages;
     auto& stage = shared.tiles.walking[at];
     copy_rows<Traits::kThreads>(stage[0], rows_of<const T>(p.query, p, tile, h, tile.sequence.first_row),
@@ -137,13 +175,13 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
   float grad_key[1][kOut / 8][4] = {}, grad_value[1][kOut / 8][4] = {};
   const auto prepare = [&](int step) {
-    const int h = kv_head * group + step / tiles, query0 = (m_begin + step % tiles) * kQueries;
     if (launch.keep.active)
-      draw_keys<Traits::kThreads>(shared.keep[step % Traits::kStages], launch.keep, tile.b, h, query0,
+      draw_keys<Traits::kThreads>(shared.keep[step % Traits::kStages], launch.keep, tile.b, now.h, now.query0,
                                   tile.first);
   };
   const auto work = [&](int step) {
-    const int query0 = (m_begin + step % tiles) * kQueries;
+    const auto [h, query0] = now;
+    now.advance(kQueries, first_query, rows);
     auto& stage = shared.tiles.walking[step % Traits::kStages];
     const RowStatistic* statistics = shared.statistics[step % Traits::kStages];
     uint32_t keep[2] = {kAllLanes, kAllLanes};
@@ -201,17 +239,33 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       add_row_products<T, kQueries, true>(grads, shared.tiles.fixed[1], warp * 16, stage[1], lane);
       to_probabilities();
       to_gradients();
+      if constexpr (Traits::kWithQuery)
+        share_gradients<T, kQueries>(shared.score_grads, grads[0], warp, lane);
       if (launch.keep.active) drop_keys<kQueries>(scores[0], keep);
       add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from<kOut>(stage[1], part), lane);
       add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from<kOut>(stage[0], part), lane);
+      if constexpr (Traits::kWithQuery) {
+        __syncthreads();  // the other warps' gradients are there
+        static_assert(kQueries / 16 * (Traits::kHeadDim / 64) * kWarp == Traits::kThreads);
+        const int row = warp % (kQueries / 16) * 16, column = warp / (kQueries / 16) * 64;
+        float sums[1][8][4] = {};
+        add_column_products_transposed<T, 64>(sums, shared.score_grads, row,
+                                              columns_from<64>(shared.tiles.fixed[0], column), lane);
+        float* place = launch.query_sums.of(launch.statistics.place(p, tile, h) + query0 + row, column, lane);
+#pragma unroll
+        for (int d = 0; d < 8; ++d)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) add_global(place + (d * 4 + i) * kWarp, sums[0][d][i]);
+      }
     }
   };
   walk<Traits>(steps, start, prepare, work);
+  if constexpr (Traits::kWithQuery) __syncthreads();  // all warps have read all keys
 
   // A key that is padding was a row of zeros, whose sums are of no use.
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (begin <= key + half * 8 && key + half * 8 < end) continue;
+    if (inside(key + half * 8)) continue;
 #pragma unroll
     for (int d = 0; d < kOut / 8; ++d) {
       grad_key[0][d][half * 2] = grad_key[0][d][half * 2 + 1] = 0.0f;
@@ -234,12 +288,19 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
 void launch_grad_key_and_value(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
-  visit_backward(p, [&]<class T>(Type<T>, auto dim, auto warpgroup) {
-    using Traits = GradKeyTraits<T, dim.value, warpgroup.value>;
+  const auto launch_with = [&]<class Traits>(Type<Traits>) {
     dim3 grid = tile_grid(p, TilesOf::keys, kTileRows);
     grid.x *= Traits::kParts;
     launch(grad_key_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared),
            stream, params);
+  };
+  if (params.query_sums.data == nullptr)
+    return visit_backward(p, [&]<class T>(Type<T>, auto dim, auto warpgroup) {
+      launch_with(Type<GradKeyTraits<T, dim.value, warpgroup.value, false>>{});
+    });
+  visit_attention(p, [&]<class T>(Type<T>, auto dim) {
+    if constexpr (sizeof(T) == 2 && dim.value <= 128)
+      launch_with(Type<GradKeyTraits<T, dim.value, false, true>>{});
   });
 }
 

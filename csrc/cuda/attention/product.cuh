@@ -2,6 +2,7 @@
 //
 //   add_row_products     [16 kM, kN] += A [16 kM, D] B [kN, D]^T    scores, and their gradients
 //   add_column_products  [16 kM, D]  += P [16 kM, kN] B [kN, D]     what a row gathers; P stays in registers
+//   add_column_products_transposed  [16, D] += P [kN, 16]^T B [kN, D]   the same, P in shared memory
 //
 // A 16-byte chunk of a row is 8 bf16 or f16 elements, or 4 floats, and two chunks are the depth of one mma
 // either way: 16-bit products are m16n8k16, float ones three m16n8k8 on tf32 (Tf32Pair).
@@ -98,6 +99,22 @@ __device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], P
   }
 }
 
+// sums [16 kM, kOut] += left [16 kM, 16], 16-bit elements, times rows k * 16... of b.
+template <class T, int kOut, int kM, int kN>
+__device__ __forceinline__ void add_sixteen(float (&sums)[kM][kOut / 8][4], const LeftFragment<T> (&left)[kM],
+                                            Panel<T, kN, kOut>& b, int k, int lane) {
+#pragma unroll
+  for (int d = 0; d < kOut / 16; ++d) {
+    uint32_t right[4];
+    load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 | lane / 16));
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      multiply<T>(sums[m][d * 2], left[m], right[0], right[1]);
+      multiply<T>(sums[m][d * 2 + 1], left[m], right[2], right[3]);
+    }
+  }
+}
+
 // sums [16 kM, kOut] += p [16 kM, kN], as add_row_products leaves it, times the kN rows of b.
 template <class T, int kN, int kOut, bool kExact = false, int kM>
 __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][4],
@@ -152,17 +169,22 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][
                                    narrow2<T>(p[m][k * 2][2], p[m][k * 2][3]),
                                    narrow2<T>(p[m][k * 2 + 1][0], p[m][k * 2 + 1][1]),
                                    narrow2<T>(p[m][k * 2 + 1][2], p[m][k * 2 + 1][3])});
-#pragma unroll
-      for (int d = 0; d < kOut / 16; ++d) {
-        uint32_t right[4];
-        load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 | lane / 16));
-#pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          multiply<T>(sums[m][d * 2], left[m], right[0], right[1]);
-          multiply<T>(sums[m][d * 2 + 1], left[m], right[2], right[3]);
-        }
-      }
+      add_sixteen<T, kOut>(sums, left, b, k, lane);
     }
+  }
+}
+
+// sums [16, kOut] += columns [column0, column0 + 16) of p, transposed, times the kN rows of b. 16-bit elements.
+template <class T, int kOut, int kN, int kColumns>
+__device__ __forceinline__ void add_column_products_transposed(float (&sums)[1][kOut / 8][4],
+                                                               Panel<T, kN, kColumns>& p, int column0,
+                                                               Panel<T, kN, kOut>& b, int lane) {
+#pragma unroll 2  // four steps at once spilled
+  for (int k = 0; k < kN / 16; ++k) {
+    uint32_t words[4];
+    load_matrices<4, true>(words, chunk_at(p, k * 16 + lane / 16 * 8 + lane % 8, column0 / 8 + lane / 8 % 2));
+    const LeftFragment<T> left[1] = {LeftFragment<T>(words)};
+    add_sixteen<T, kOut>(sums, left, b, k, lane);
   }
 }
 

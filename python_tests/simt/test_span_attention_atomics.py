@@ -1,0 +1,126 @@
+"""Backward of attention where the order of sums is free: one kernel for all gradients, dQ by atomics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from glm_ext import ops
+from glm_ext.ops import reference
+
+from ..ops.tolerance import check_op
+from . import test_span_attention as attention
+from .backend import SCHEDULES, Schedule, Simt, assert_same_bits
+from .checks import excesses, forward_and_backward, same_under
+from .test_span_attention import PACKED, Case, make_inputs
+
+DTYPES = [torch.bfloat16, torch.float16]
+CASES: list[Case] = [
+    *(case for case in attention.CASES if case[0][5] <= 128),
+    ((1, 4, 2, 200, 200, 128), [90], [190], [5]),  # heads of a group, tiles of all kinds
+]
+OTHERS = [attention.CASES[2], attention.CASES[10]]
+
+
+@pytest.fixture(autouse=True)
+def atomics() -> Iterator[None]:
+    ops.allow_atomics()
+    yield
+    ops.allow_atomics(False)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: str(c[0]))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_reference(simt: Simt, dtype: torch.dtype, case: Case, dropout_p: float) -> None:
+    simt.configure(SCHEDULES[0])
+    attention.check(simt, case, dtype, dropout_p=dropout_p)
+
+
+@pytest.mark.parametrize("case", [CASES[4], CASES[7], CASES[10]], ids=lambda c: str(c[0]))
+def test_same_bits_under_every_schedule(simt: Simt, case: Case) -> None:
+    """Of a block's threads. Blocks come in one order on the host, and so do their sums."""
+    inputs, options = make_inputs(case, torch.bfloat16)
+    with simt.in_place_of_C():
+        same_under(
+            simt,
+            SCHEDULES,
+            lambda: forward_and_backward(
+                ops.span_attention, inputs, dropout_p=0.1, return_lse=True, **options
+            ),
+        )
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(("cu_seqlens", "prefix_len"), PACKED, ids=str)
+def test_packed_matches_reference(
+    simt: Simt, cu_seqlens: list[int], prefix_len: list[int], head_dim: int
+) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(131, 2, head_dim).bfloat16()
+    k, v = torch.randn(2, 131, 1, head_dim).bfloat16()
+    k[cu_seqlens[-1] :] = v[cu_seqlens[-1] :] = float("nan")
+    simt.configure(Schedule("random", 5, deferred=True))
+    with simt.in_place_of_C():
+        check_op(
+            ops.span_attention_varlen,
+            reference.span_attention_varlen,
+            [q, k, v, torch.tensor(cu_seqlens), torch.tensor(prefix_len)],
+            dropout_p=0.1,
+            return_lse=True,
+        )
+
+
+def test_only_the_gradient_of_the_query_differs(simt: Simt) -> None:
+    inputs, options = make_inputs(CASES[10], torch.bfloat16)
+
+    def run() -> list[torch.Tensor | None]:
+        return forward_and_backward(ops.span_attention, inputs, dropout_p=0.1, return_lse=True, **options)
+
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        found = run()
+        ops.allow_atomics(False)
+        expected = run()
+    assert_same_bits("all but the gradient of the query", expected[:2] + expected[3:], found[:2] + found[3:])
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda c: str(c[0]))
+def test_others_keep_their_kernels(simt: Simt, case: Case) -> None:
+    """float32, and head dim 256."""
+    inputs, options = make_inputs(case, torch.bfloat16 if case[0][5] > 128 else torch.float32)
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        found = forward_and_backward(ops.span_attention, inputs, **options)
+        ops.allow_atomics(False)
+        assert_same_bits("", forward_and_backward(ops.span_attention, inputs, **options), found)
+
+
+def test_a_row_whose_scores_are_all_low(simt: Simt) -> None:
+    """A key that is padding has score 0, whose probability would be infinite beside an lse of -160."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 1, 40, 64)
+    query[..., 0], key[..., 0] = 40.0, -32.0  # scores of about -160
+    simt.configure(SCHEDULES[0])
+    with simt.in_place_of_C():
+        check_op(
+            ops.span_attention,
+            reference.span_attention,
+            [query.bfloat16(), key.bfloat16(), value.bfloat16(), torch.tensor([7]), torch.tensor([33])],
+        )
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_memory_accesses(simt: Simt, head_dim: int) -> None:
+    """Sums of dQ move as whole sectors, gradients of scores without bank conflicts, and that is all of dQ."""
+    inputs, _ = make_inputs(((1, 2, 1, 192, 192, head_dim), [70], None, None), torch.bfloat16)
+    simt.configure(SCHEDULES[0], count_accesses=True)
+    simt.module.take_counts()
+    with simt.in_place_of_C():
+        forward_and_backward(ops.span_attention, inputs)
+    files, found = excesses(simt)
+    assert "grad_key.cu" in files
+    assert "grad_query.cu" not in files
+    assert found == {("global", "backward.cu", 2.0)}  # delta: as in test_span_attention.py
