@@ -35,8 +35,8 @@ class Passage:
 class LastWord(Likelihood):
     """Predicting the last word of a passage (LAMBADA): {"text": ...} a line.
 
-    A word is right if each of its tokens is the likeliest. unidirectional: the passage is Part B, as a
-    left-to-right model reads it; by default it is Part A.
+    A word is right if each of its tokens is the likeliest, and none stands for what the vocabulary lacks.
+    unidirectional: the passage is Part B, as a left-to-right model reads it; by default it is Part A.
     """
 
     name, primary = "last_word", "accuracy"

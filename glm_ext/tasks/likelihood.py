@@ -49,14 +49,19 @@ class Likelihood(Task):
         return costs
 
     def nll_and_hits(self, model: GLM, examples: Sequence[HasBlocks]) -> list[tuple[float, bool]]:
-        """`nll`, and whether every target of an example is the likeliest token where it stands."""
+        """`nll`, and whether every target of an example is the likeliest token where it stands.
+
+        A word that the vocabulary lacks is never right: its token stands for any such word.
+        """
         found: list[tuple[float, bool]] = []
         with inference(model):
             for part in batches(examples, self.eval_batch_size):
                 batch, hidden, head = self._forward(model, part)
                 targets = batch.loss_mask > 0
                 hits = torch.ones_like(targets)
-                hits[targets] = model.logits(hidden[targets]).argmax(1) == batch.targets[targets]
+                answers = batch.targets[targets]
+                likeliest = model.logits(hidden[targets]).argmax(1) == answers
+                hits[targets] = likeliest & (answers != self.tokenizer.ids.unk)
                 costs = self._nll(model, batch, hidden, head).tolist()
                 found += zip(costs, hits.all(1).tolist(), strict=True)
         return found

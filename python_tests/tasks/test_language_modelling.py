@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from glm_ext import GLM
+from glm_ext import GLM, GLMConfig
+from glm_ext.data.tokenizer import GLMTokenizer
 from glm_ext.tasks import load_task
 from glm_ext.tasks.likelihood import continuation
 
@@ -92,6 +93,18 @@ def test_a_model_learns_last_words(glm, tokenizer, write):
         task.loss(glm, examples).backward()
         optimizer.step()
     assert task.metrics(glm, examples)["accuracy"] == 100.0
+
+
+def test_a_last_word_that_the_vocabulary_lacks_is_never_right(write):
+    """However sure the model is that some unknown word comes."""
+    words = GLMTokenizer.train(["the cat sat"] * 3, 40, "wordpiece")
+    task = load_task("last_word", words)
+    examples = task.examples(write("a.jsonl", json.dumps({"text": "the cat zzz"})))
+    assert words.ids.unk in examples[0].blocks.targets
+    model = GLM(GLMConfig.preset("tiny", vocab_size=words.vocab_size))
+    sure = torch.eye(words.vocab_size)[words.ids.unk]
+    model.logits = lambda hidden: sure.expand(len(hidden), -1)
+    assert task.metrics(model, examples)["accuracy"] == 0.0
 
 
 @pytest.mark.parametrize("unidirectional", [False, True])
