@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glm_ext import _C, ops
-from glm_ext.ops import _gelu_mlp_library, reference
+from glm_ext.ops import _cuda, _gelu_mlp_library, reference
 from glm_ext.ops._cuda import has_kernel
 
 from .gpu_timing import DeviceTimer, Run, peaks, take_turns
@@ -53,17 +53,19 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = True) 
     return (torch.randn(shape, device=DEVICE) / shape[-1] ** 0.5).to(dtype).requires_grad_(grad)
 
 
-def ours(forward: Callable[[], Any], name: str = OURS, atomics: bool = False) -> dict[str, Callable[[], Any]]:
+def ours(
+    forward: Callable[[], Any], name: str = OURS, query_sums: bool = False
+) -> dict[str, Callable[[], Any]]:
     """Of an op that has kernels of warpgroups: once without, and once with, where this build and card can.
 
-    With `atomics`, of one whose backward has a kernel that needs them: that too. Backward runs as forward
-    did: `training` runs it right after.
+    With `query_sums`, of one whose backward can also be a single kernel: in order and in any order. Backward
+    runs as forward did: `training` runs it right after.
     """
 
-    def kind(wgmma: bool = False, atomics: bool = False) -> Callable[[], Any]:
+    def kind(wgmma: bool = False, five_products: bool = False, atomics: bool = False) -> Callable[[], Any]:
         def run() -> Any:
             _C.use_wgmma(wgmma)
-            ops.allow_atomics(atomics)
+            _cuda.five_products, _cuda.atomics = five_products, atomics
             return forward()
 
         return run
@@ -72,8 +74,9 @@ def ours(forward: Callable[[], Any], name: str = OURS, atomics: bool = False) ->
     kinds = {name: kind()}
     if hopper:
         kinds[f"{name}, warpgroups"] = kind(wgmma=True)
-    if atomics:
-        kinds[f"{name}, atomics"] = kind(atomics=True)
+    if query_sums:
+        kinds[f"{name}, five products"] = kind(five_products=True)
+        kinds[f"{name}, five products, atomics"] = kind(atomics=True)
     return kinds
 
 
@@ -92,7 +95,8 @@ def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool, dropo
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", q.dtype, gradient=backward):
             peers |= ours(
-                lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p), atomics=backward
+                lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p),
+                query_sums=backward,
             )
         peers["SDPA, bool mask"] = lambda: F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
         if dropout_p > 0:
@@ -141,7 +145,7 @@ def packed_attention(B: int, H: int, longest: int, D: int) -> Case:
         mask = (seen & (place < sizes[:, None, None]) | (place == 0))[:, None]  # no row sees nothing: no NaN
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", packed[0].dtype, gradient=True):
-            peers |= ours(lambda: ops.span_attention_varlen(*packed, bounds, prefix), atomics=True)
+            peers |= ours(lambda: ops.span_attention_varlen(*packed, bounds, prefix), query_sums=True)
         peers["SDPA, padded, bool mask"] = lambda: F.scaled_dot_product_attention(
             *(t.transpose(1, 2) for t in padded), mask
         )

@@ -265,7 +265,7 @@ def span_attention_backward(
     scale: typing.SupportsFloat | typing.SupportsIndex,
     dropout_p: typing.SupportsFloat | typing.SupportsIndex,
     seed: typing.SupportsInt | typing.SupportsIndex,
-    atomics: bool,
+    way: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> None: ...
 def span_attention_forward(
@@ -288,9 +288,10 @@ def span_attention_workspace(
     backward: bool,
     query: torch.Tensor | None,
     batch: typing.SupportsInt | typing.SupportsIndex,
+    kv_heads: typing.SupportsInt | typing.SupportsIndex,
     keys: typing.SupportsInt | typing.SupportsIndex,
     packed: bool,
-    atomics: bool,
+    way: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> int:
     """

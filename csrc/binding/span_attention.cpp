@@ -90,7 +90,7 @@ void forward(View query, View key, View value, View prefix_len, View seq_len, Vi
 
 void backward(View query, View key, View value, View prefix_len, View seq_len, View start, View cu_seqlens,
               View out, View lse, View grad_out, View grad_lse, View grad_query, View grad_key,
-              View grad_value, View workspace, double scale, double dropout_p, uint64_t seed, bool atomics,
+              View grad_value, View workspace, double scale, double dropout_p, uint64_t seed, int way,
               Target target) {
   run(target, cpu::kernels().span_attention_backward, cuda::kernels().span_attention_backward,
       {
@@ -103,13 +103,13 @@ void backward(View query, View key, View value, View prefix_len, View seq_len, V
           .grad_query = rows_of(grad_query),
           .grad_key = rows_of(grad_key),
           .grad_value = rows_of(grad_value),
-          .atomics = atomics,
+          .way = static_cast<GradQuery>(way),
           .workspace = static_cast<float*>(workspace.data),
       });
 }
 
-int64_t workspace(bool backward, View query, int64_t batch, int64_t keys, bool packed, bool atomics,
-                  Target target) {
+int64_t workspace(bool backward, View query, int64_t batch, int64_t kv_heads, int64_t keys, bool packed,
+                  int way, Target target) {
   const cuda::Kernels& kernels = cuda::kernels();
   if (!target.gpu || kernels.span_attention_forward_workspace == nullptr) return 0;
   static const int64_t some = 0;  // only whether there are any is asked
@@ -117,11 +117,12 @@ int64_t workspace(bool backward, View query, int64_t batch, int64_t keys, bool p
   p.dtype = query.dtype;
   p.batch = batch;
   p.heads = query.shape[1];
+  p.kv_heads = kv_heads;
   p.head_dim = query.shape[query.rank - 1];
   p.rows = query.shape[packed ? 0 : 2];
   p.keys = keys;
   p.cu_seqlens = packed ? &some : nullptr;
-  return backward ? kernels.span_attention_backward_workspace(p, atomics)
+  return backward ? kernels.span_attention_backward_workspace(p, static_cast<GradQuery>(way))
                   : kernels.span_attention_forward_workspace(p);
 }
 
@@ -133,9 +134,9 @@ void register_span_attention(py::module_& m) {
         "target"_a);
   m.def("span_attention_backward", &backward, "query"_a, "key"_a, "value"_a, "prefix_len"_a, "seq_len"_a,
         "start"_a, "cu_seqlens"_a, "out"_a, "lse"_a, "grad_out"_a, "grad_lse"_a, "grad_query"_a, "grad_key"_a,
-        "grad_value"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a, "atomics"_a, "target"_a);
-  m.def("span_attention_workspace", &workspace, "backward"_a, "query"_a, "batch"_a, "keys"_a, "packed"_a,
-        "atomics"_a, "target"_a, "Floats that the workspace must hold; 0: it takes none.");
+        "grad_value"_a, "workspace"_a, "scale"_a, "dropout_p"_a, "seed"_a, "way"_a, "target"_a);
+  m.def("span_attention_workspace", &workspace, "backward"_a, "query"_a, "batch"_a, "kv_heads"_a, "keys"_a,
+        "packed"_a, "way"_a, "target"_a, "Floats that the workspace must hold; 0: it takes none.");
 }
 
 }  // namespace glm

@@ -26,7 +26,7 @@ void span_attention_forward(const SpanAttentionForward&, cudaStream_t);
 void span_attention_backward(const SpanAttentionBackward&, cudaStream_t);
 // Floats of workspace. They depend on sizes alone, and on cu_seqlens being there.
 int64_t span_attention_forward_workspace(const SpanAttention&);
-int64_t span_attention_backward_workspace(const SpanAttention&, bool atomics);
+int64_t span_attention_backward_workspace(const SpanAttention&, GradQuery);
 
 // Those that this build has; null: none.
 struct Kernels {
@@ -43,7 +43,7 @@ struct Kernels {
   void (*span_attention_forward)(const SpanAttentionForward&, cudaStream_t);
   void (*span_attention_backward)(const SpanAttentionBackward&, cudaStream_t);
   int64_t (*span_attention_forward_workspace)(const SpanAttention&);
-  int64_t (*span_attention_backward_workspace)(const SpanAttention&, bool atomics);
+  int64_t (*span_attention_backward_workspace)(const SpanAttention&, GradQuery);
 };
 const Kernels& kernels();
 

@@ -71,6 +71,10 @@ struct SpanAttentionForward {
   float* workspace;   // of a GPU's kernels (cuda/kernels.h); null on a CPU
 };
 
+// How a GPU comes to grad_query: by a kernel of its own, or, where there is one for it, as sums to which the
+// kernel for grad_key adds: in the same order on every run, or in any.
+enum class GradQuery : int { own_kernel, sums_in_order, sums_in_any_order };
+
 struct SpanAttentionBackward {
   SpanAttention problem;
   AttentionRows out, lse;
@@ -78,8 +82,8 @@ struct SpanAttentionBackward {
   AttentionRows grad_lse;              // as lse; data null: none came
   AttentionRows grad_query;            // as query
   AttentionRows grad_key, grad_value;  // as key, value
-  bool atomics;      // may add to grad_query in any order, where a kernel of a GPU is faster for it
-  float* workspace;  // of a GPU's kernels (cuda/kernels.h); null on a CPU
+  GradQuery way;                       // of a GPU's kernels
+  float* workspace;                    // of a GPU's kernels (cuda/kernels.h); null on a CPU
 };
 
 }  // namespace glm

@@ -142,7 +142,7 @@ def forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p
     )
     where = target("span_attention", query)
-    workspace = _workspace(False, query, key, prefix_len, cu_seqlens, False, where)
+    workspace = _workspace(False, query, key, prefix_len, cu_seqlens, 0, where)
     _C.span_attention_forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, workspace,
         scale, dropout_p, seed_value(seed), where,
@@ -156,12 +156,12 @@ def _workspace(
     key: Tensor,
     prefix_len: Tensor,
     cu_seqlens: Tensor | None,
-    atomics: bool,
+    way: int,
     where: int | tuple[int, int],
 ) -> Tensor | None:
     packed = cu_seqlens is not None
-    batch, keys = prefix_len.shape[0], key.shape[0 if packed else 2]
-    size = _C.span_attention_workspace(backward, query, batch, keys, packed, atomics, where)
+    batch, kv_heads, keys = prefix_len.shape[0], key.shape[1], key.shape[0 if packed else 2]
+    size = _C.span_attention_workspace(backward, query, batch, kv_heads, keys, packed, way, where)
     return None if size == 0 else query.new_empty(size, dtype=torch.float32)
 
 
@@ -204,11 +204,11 @@ def write_gradients(
     """Fill `grads`, of query, key and value; unit last stride. The rest as `_backward_fake`."""
     *tensors, seed, scale, dropout_p = saved_and_options  # query to lse
     query, key, _, prefix_len, _, _, cu_seqlens, *_ = tensors
-    where, atomics = target("span_attention_backward", query), _cuda.atomics
-    workspace = _workspace(True, query, key, prefix_len, cu_seqlens, atomics, where)
+    where, way = target("span_attention_backward", query), _cuda.way_to_grad_query()
+    workspace = _workspace(True, query, key, prefix_len, cu_seqlens, way, where)
     if grad_out.stride(-1) != 1 or (workspace is not None and not _is_aligned(grad_out)):
         grad_out = grad_out.clone(memory_format=torch.contiguous_format)
-    options = (workspace, scale, dropout_p, seed_value(seed), atomics, where)
+    options = (workspace, scale, dropout_p, seed_value(seed), way, where)
     arguments = (*tensors, grad_out, grad_lse, *grads, *options)
     _C.span_attention_backward(*arguments)
 

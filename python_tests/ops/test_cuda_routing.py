@@ -65,12 +65,16 @@ def test_what_has_no_kernel_is_refused(
         target(op, tensor)
 
 
-@pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False"), (None, "False")])
-def test_atomics_as_the_environment_says(value: str | None, expected: str) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "GLM_ATOMICS"}
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "0"), ({"GLM_ATOMICS": "0"}, "0"), ({"GLM_FIVE_PRODUCTS": "1"}, "1"), ({"GLM_ATOMICS": "1"}, "2")],
+    ids=str,
+)
+def test_the_way_to_the_gradient_of_the_query(given: dict[str, str], expected: str) -> None:
+    names = ("GLM_ATOMICS", "GLM_FIVE_PRODUCTS")
     run = subprocess.run(
-        [sys.executable, "-c", "from glm_ext.ops import _cuda; print(_cuda.atomics)"],
-        env=environment if value is None else environment | {"GLM_ATOMICS": value},
+        [sys.executable, "-c", "from glm_ext.ops import _cuda; print(_cuda.way_to_grad_query())"],
+        env={k: v for k, v in os.environ.items() if k not in names} | given,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout.strip() == expected

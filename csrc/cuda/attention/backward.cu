@@ -1,5 +1,5 @@
-// Backward of attention: a pass over dO and out for delta, then one kernel for dQ, one for dK and dV. Or, where
-// the order of sums is free, one for all three, and a pass that writes dQ from its sums.
+// Backward of attention: a pass over dO and out for delta, then one kernel for dQ, one for dK and dV. Or one for
+// all three, and a pass that writes dQ from its sums.
 #include "cuda/attention/backward.cuh"
 #include "cuda/kernels.h"
 
@@ -10,8 +10,6 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr int kStatisticsThreads = 128, kQueryThreads = 128;
 
-int padded_dim(const SpanAttention& p) { return p.head_dim <= 64 ? 64 : 128; }  // where there are sums of dQ
-
 // Delta is the diagonal of dO out^T, by the mma that dP comes from: out is the value of the one key that a
 // row sees, and delta has the bits of dP. A warp takes 16 rows, in 4-byte words from global memory.
 template <class T>
@@ -21,8 +19,9 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(Backward
   const Tile tile = find_tile<TilesOf::rows>(p, launch.rows, static_cast<int>(blockIdx.x));
   if (tile.count == 0) return;
   const int h = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
-  if (launch.query_sums.data != nullptr) {
-    float* sums = launch.query_sums.of(launch.statistics.place(p, tile, h) + tile.first + warp * 16, 0, lane);
+  for (int copy = 0; copy < launch.query_sums.copies; ++copy) {
+    float* sums =
+        launch.query_sums.of(copy, launch.statistics.place(p, tile, h) + tile.first + warp * 16, 0, lane);
     for (int i = 0; i < launch.query_sums.dim / 2; ++i) store_global(sums + i * kWarp, 0.0f);
   }
   const int row = tile.first + warp * 16 + lane / 4;                 // and 8 further: in the sequence
@@ -66,12 +65,14 @@ __global__ void __launch_bounds__(kQueryThreads) query_kernel(BackwardLaunch lau
   const Tile tile = find_tile<TilesOf::rows>(p, launch.rows, static_cast<int>(blockIdx.x));
   if (tile.count == 0) return;
   const int h = static_cast<int>(blockIdx.y), row = tile.first + warp * 16;
-  const float* place = launch.query_sums.of(launch.statistics.place(p, tile, h) + row, 0, lane);
-  float sums[kDim / 8][4];
+  float sums[kDim / 8][4] = {};
+  for (int copy = 0; copy < launch.query_sums.copies; ++copy) {
+    const float* place = launch.query_sums.of(copy, launch.statistics.place(p, tile, h) + row, 0, lane);
 #pragma unroll
-  for (int d = 0; d < kDim / 8; ++d)
+    for (int d = 0; d < kDim / 8; ++d)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[d][i] = load_global(place + (d * 4 + i) * kWarp);
+      for (int i = 0; i < 4; ++i) sums[d][i] += load_global(place + (d * 4 + i) * kWarp);
+  }
   const AttentionRows& out = launch.op.grad_query;
   write_rows<T, kDim>(rows_of<T>(out, p, tile, h, tile.sequence.first_row) + row * out.row, out.row, sums,
                       {launch.scale, launch.scale}, shared, warp * 16, tile.count - warp * 16,
@@ -90,10 +91,10 @@ void launch_query(const BackwardLaunch& params, cudaStream_t stream) {
 }  // namespace
 
 // Row statistics, two lists of tiles, sums of dQ.
-int64_t span_attention_backward_workspace(const SpanAttention& p, bool atomics) {
-  const int64_t rows = RowStatistics(p, nullptr).size;
-  return rows * 4 + TileList::size(p, kTileRows) * 4 +
-         (atomics && has_query_sums(p) ? rows * padded_dim(p) : 0);
+int64_t span_attention_backward_workspace(const SpanAttention& p, GradQuery way) {
+  const RowStatistics statistics(p, nullptr);
+  return statistics.size * 4 + TileList::size(p, kTileRows) * 4 +
+         QuerySums(p, way, statistics, nullptr).size();
 }
 
 void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t stream) {
@@ -109,13 +110,11 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
   const RowStatistics statistics(p, op.workspace);
   const TileList rows = {reinterpret_cast<Pack<int, 2>*>(statistics.data + statistics.size)};
   const TileList keys = {rows.data + TileList::size(p, kTileRows)};
-  const bool query_sums = op.atomics && has_query_sums(p);
+  float* const rest = reinterpret_cast<float*>(keys.data + TileList::size(p, kTileRows));
   const BackwardLaunch params = {
       .op = op,
       .statistics = statistics,
-      .query_sums = {query_sums ? reinterpret_cast<float*>(keys.data + TileList::size(p, kTileRows))
-                                : nullptr,
-                     padded_dim(p)},
+      .query_sums = QuerySums(p, op.way, statistics, rest),
       .scale = static_cast<float>(p.scale),
       .scale_log2 = static_cast<float>(p.scale * kLog2E),
       .keep = KeepRule(p.dropout),
@@ -129,10 +128,10 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
       launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, kTileRows), dim3{kStatisticsThreads, 1, 1}, 0,
              stream, params);
     });
-    if (!query_sums) launch_grad_query(params, stream);
+    if (params.query_sums.copies == 0) launch_grad_query(params, stream);
   }
   if (p.keys > 0) launch_grad_key_and_value(params, stream);
-  if (query_sums && p.rows > 0) launch_query(params, stream);
+  if (p.rows > 0 && params.query_sums.copies > 0) launch_query(params, stream);
 }
 
 }  // namespace glm::cuda

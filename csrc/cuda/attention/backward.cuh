@@ -7,8 +7,9 @@
 // and dP in the layout in which P and dS are the left operand of what follows: they never leave registers.
 // No block waits for another and nothing is added twice: the same bits on every run.
 //
-// Where the order of sums is free, the kernel for dK and dV passes dS through shared memory and adds its part
-// of dQ to sums in global memory: S and dP are computed once, five products instead of seven.
+// Or the kernel for dK and dV passes dS through shared memory and adds its part of dQ to sums in global memory:
+// S and dP are computed once, five products instead of seven. In any order: all tiles of keys at once. In order:
+// a tile after the other, of each head one or two at a time, which have sums of their own.
 #pragma once
 
 #include <limits>
@@ -48,22 +49,44 @@ struct RowStatistics {
   }
 };
 
-// Sums of dQ that blocks of keys add to, in any order: of 16 rows and 64 columns [8][4][lane], as a warp holds them
+// Sums of dQ that blocks of keys add to: of 16 rows and 64 columns [8][4][lane], as a warp holds them
 // (add_row_products), so that the 32 lanes of an access are neighbours.
 struct QuerySums {
   float* data;
-  int dim;  // columns, padded
+  int dim;     // columns, padded
+  int copies;  // 0: dQ has a kernel of its own
+  int64_t rows;
+
+  // In order, as many tiles of a head are under way as it has sums: two blocks for an SM of 128, at least.
+  static constexpr int64_t kBlocks = 256;
+
+  static int copies_for(const SpanAttention& p, GradQuery way) {
+    if (way == GradQuery::own_kernel || p.dtype == DType::f32 || p.head_dim > 128) return 0;
+    if (way == GradQuery::sums_in_any_order) return 1;
+    const int64_t heads = p.batch * p.kv_heads, tiles = (p.keys + 63) / 64;
+    if (p.cu_seqlens != nullptr || heads == 0) return 0;  // a list has tiles of a sequence side by side
+    const int64_t wanted = SpanMask::min(tiles, (kBlocks + heads - 1) / heads);
+    return wanted <= 2 ? static_cast<int>(wanted) : 0;  // more zeros and sums would cost what they save
+  }
+
+  QuerySums(const SpanAttention& p, GradQuery way, const RowStatistics& statistics, float* workspace)
+      : data(workspace),
+        dim(p.head_dim <= 64 ? 64 : 128),
+        copies(copies_for(p, way)),
+        rows(statistics.size) {}
+
+  int64_t size() const { return copies * rows * dim; }
 
   // What this lane has of rows [place, place + 16) (RowStatistics::place) and of columns [column, column + 64).
-  __device__ __forceinline__ float* of(int64_t place, int column, int lane) const {
-    return data + place * dim + column * 16 + lane;
+  __device__ __forceinline__ float* of(int copy, int64_t place, int column, int lane) const {
+    return data + (copy * rows + place) * dim + column * 16 + lane;
   }
 };
 
 struct BackwardLaunch {
   SpanAttentionBackward op;
   RowStatistics statistics;
-  QuerySums query_sums;  // data null: dQ has a kernel of its own
+  QuerySums query_sums;
   float scale, scale_log2;
   KeepRule keep;
   TileList rows, keys;
@@ -128,11 +151,8 @@ void visit_backward(const SpanAttention& p, Function&& function) {
   });
 }
 
-// Whether dQ, dK and dV have one kernel, given that sums may come in any order.
-inline bool has_query_sums(const SpanAttention& p) { return p.dtype != DType::f32 && p.head_dim <= 128; }
-
 void launch_grad_query(const BackwardLaunch&, cudaStream_t);
-// Also of dQ, into query_sums, where there are any.
+// Also adds to query_sums, where there are any.
 void launch_grad_key_and_value(const BackwardLaunch&, cudaStream_t);
 
 }  // namespace glm::cuda

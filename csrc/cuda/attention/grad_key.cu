@@ -2,6 +2,8 @@
 // that see them walk by, head after head of the group. Scores are computed transposed, S^T = K Q^T. Head dim
 // 256 has more sums than registers: each of two blocks takes 128 columns of dK and dV, and both compute the
 // scores. kWithQuery: the block also adds dS K, its part of dQ, to what other blocks add (QuerySums).
+#include <algorithm>
+
 #include "cuda/attention/backward.cuh"
 
 namespace glm::cuda {
@@ -114,7 +116,7 @@ struct Walker {
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
-    grad_key_kernel(BackwardLaunch launch) {
+    grad_key_kernel(BackwardLaunch launch, int first_tile) {
   if constexpr (Traits::kWarpgroup && !kHasWgmma) return;
   using T = typename Traits::T;
   constexpr int kQueries = Traits::kWalk, kOut = Traits::kOut;
@@ -122,7 +124,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   const SpanAttention& p = launch.op.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int part = static_cast<int>(blockIdx.x) % Traits::kParts * kOut;  // first column
-  const Tile tile = find_tile<TilesOf::keys>(p, launch.keys, static_cast<int>(blockIdx.x) / Traits::kParts);
+  const Tile tile =
+      find_tile<TilesOf::keys>(p, launch.keys, first_tile + static_cast<int>(blockIdx.x) / Traits::kParts);
   if (tile.count == 0) return;
   const SpanMask& mask = tile.sequence.mask;
   const int kv_head = static_cast<int>(blockIdx.y), head_dim = static_cast<int>(p.head_dim);
@@ -251,7 +254,9 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
         float sums[1][8][4] = {};
         add_column_products_transposed<T, 64>(sums, shared.score_grads, row,
                                               columns_from<64>(shared.tiles.fixed[0], column), lane);
-        float* place = launch.query_sums.of(launch.statistics.place(p, tile, h) + query0 + row, column, lane);
+        const int copy = launch.query_sums.copies > 1 ? static_cast<int>(blockIdx.x) : 0;
+        float* place =
+            launch.query_sums.of(copy, launch.statistics.place(p, tile, h) + query0 + row, column, lane);
 #pragma unroll
         for (int d = 0; d < 8; ++d)
 #pragma unroll
@@ -288,19 +293,24 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
 void launch_grad_key_and_value(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
-  const auto launch_with = [&]<class Traits>(Type<Traits>) {
-    dim3 grid = tile_grid(p, TilesOf::keys, kTileRows);
-    grid.x *= Traits::kParts;
-    launch(grad_key_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared),
-           stream, params);
+  const dim3 grid = tile_grid(p, TilesOf::keys, kTileRows);
+  const auto launch_tiles = [&]<class Traits>(Type<Traits>, unsigned first, unsigned count) {
+    launch(grad_key_kernel<Traits>, dim3{count * Traits::kParts, grid.y, grid.z},
+           dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared), stream, params,
+           static_cast<int>(first));
   };
-  if (params.query_sums.data == nullptr)
+  if (params.query_sums.copies == 0)
     return visit_backward(p, [&]<class T>(Type<T>, auto dim, auto warpgroup) {
-      launch_with(Type<GradKeyTraits<T, dim.value, warpgroup.value, false>>{});
+      launch_tiles(Type<GradKeyTraits<T, dim.value, warpgroup.value, false>>{}, 0, grid.x);
     });
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
-    if constexpr (sizeof(T) == 2 && dim.value <= 128)
-      launch_with(Type<GradKeyTraits<T, dim.value, false, true>>{});
+    if constexpr (sizeof(T) == 2 && dim.value <= 128) {
+      // In order: the stream's. A launch adds to each sum from one block.
+      const bool in_order = params.op.way == GradQuery::sums_in_order;
+      const unsigned each = in_order ? static_cast<unsigned>(params.query_sums.copies) : grid.x;
+      for (unsigned first = 0; first < grid.x; first += each)
+        launch_tiles(Type<GradKeyTraits<T, dim.value, false, true>>{}, first, std::min(each, grid.x - first));
+    }
   });
 }
 

@@ -1,14 +1,12 @@
-"""Backward of attention where the order of sums is free: one kernel for all gradients, dQ by atomics."""
+"""Backward of attention by one kernel for all gradients, which adds its parts of dQ to sums."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from glm_ext import ops
-from glm_ext.ops import reference
+from glm_ext.ops import _cuda, reference
 
 from ..ops.tolerance import check_op
 from . import test_span_attention as attention
@@ -24,11 +22,11 @@ CASES: list[Case] = [
 OTHERS = [attention.CASES[2], attention.CASES[10]]
 
 
-@pytest.fixture(autouse=True)
-def atomics() -> Iterator[None]:
-    ops.allow_atomics()
-    yield
-    ops.allow_atomics(False)
+@pytest.fixture(autouse=True, params=["five_products", "atomics"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """In order, where there are few tiles or many heads; in any order."""
+    monkeypatch.setattr(_cuda, request.param, True)
+    return str(request.param)
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
@@ -53,6 +51,26 @@ def test_same_bits_under_every_schedule(simt: Simt, case: Case) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("batch", "rows"), [(128, 66), (64, 130)], ids=["a tile at a time", "two, then the third"]
+)
+def test_tiles_after_each_other(simt: Simt, batch: int, rows: int) -> None:
+    """Where many heads keep a card busy without all tiles of keys at once."""
+    case: Case = (batch, 2, 2, rows, rows, 8), [rows // 3] * batch, None, None
+    simt.configure(SCHEDULES[0])
+    attention.check(simt, case, torch.bfloat16)
+
+
+def test_many_tiles_of_few_heads_keep_their_kernels(simt: Simt, way: str) -> None:
+    """In order, they would leave a card idle."""
+    inputs, _ = make_inputs(((1, 1, 1, 130, 130, 64), [70], None, None), torch.bfloat16)
+    simt.configure(SCHEDULES[0], count_accesses=True)
+    simt.module.take_counts()
+    with simt.in_place_of_C():
+        forward_and_backward(ops.span_attention, inputs)
+    assert ("grad_query.cu" in excesses(simt)[0]) == (way == "five_products")
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize(("cu_seqlens", "prefix_len"), PACKED, ids=str)
 def test_packed_matches_reference(
@@ -73,7 +91,9 @@ def test_packed_matches_reference(
         )
 
 
-def test_only_the_gradient_of_the_query_differs(simt: Simt) -> None:
+def test_only_the_gradient_of_the_query_differs(
+    simt: Simt, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs, options = make_inputs(CASES[10], torch.bfloat16)
 
     def run() -> list[torch.Tensor | None]:
@@ -82,19 +102,19 @@ def test_only_the_gradient_of_the_query_differs(simt: Simt) -> None:
     simt.configure(SCHEDULES[0])
     with simt.in_place_of_C():
         found = run()
-        ops.allow_atomics(False)
+        monkeypatch.setattr(_cuda, way, False)
         expected = run()
     assert_same_bits("all but the gradient of the query", expected[:2] + expected[3:], found[:2] + found[3:])
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=lambda c: str(c[0]))
-def test_others_keep_their_kernels(simt: Simt, case: Case) -> None:
+def test_others_keep_their_kernels(simt: Simt, case: Case, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32, and head dim 256."""
     inputs, options = make_inputs(case, torch.bfloat16 if case[0][5] > 128 else torch.float32)
     simt.configure(SCHEDULES[0])
     with simt.in_place_of_C():
         found = forward_and_backward(ops.span_attention, inputs, **options)
-        ops.allow_atomics(False)
+        monkeypatch.setattr(_cuda, way, False)
         assert_same_bits("", forward_and_backward(ops.span_attention, inputs, **options), found)
 
 
@@ -115,7 +135,7 @@ def test_a_row_whose_scores_are_all_low(simt: Simt) -> None:
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_memory_accesses(simt: Simt, head_dim: int) -> None:
     """Sums of dQ move as whole sectors, gradients of scores without bank conflicts, and that is all of dQ."""
-    inputs, _ = make_inputs(((1, 2, 1, 192, 192, head_dim), [70], None, None), torch.bfloat16)
+    inputs, _ = make_inputs(((1, 2, 1, 128, 128, head_dim), [70], None, None), torch.bfloat16)
     simt.configure(SCHEDULES[0], count_accesses=True)
     simt.module.take_counts()
     with simt.in_place_of_C():
