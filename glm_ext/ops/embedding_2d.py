@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from glm_ext.ops._arguments import (
     check_probability,
     check_shape,
 )
+from glm_ext.ops._kept_zeros import zeros
 from glm_ext.ops._library import (
     autocast_dtype,
     draw_seed,
@@ -250,14 +250,9 @@ def _backward_fake(
 
 
 def _zeros(rows: int, width: int, like: Tensor) -> Tensor:
-    """Zeros; on a CPU by calloc, through numpy: pages fresh from the system are zero already.
-
-    A batch looks up few rows of a vocabulary. To fill the others would take longer than all sums.
-    """
     if not like.is_cpu:
         return like.new_zeros((rows, width))
-    memory = np.zeros(rows * width * like.dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(memory).view(like.dtype).view(rows, width)
+    return zeros(rows * width * like.dtype.itemsize).view(like.dtype).view(rows, width)
 
 
 def _int64(*ids: Tensor) -> tuple[Tensor, ...]:
