@@ -144,3 +144,21 @@ def test_memory_accesses(simt: Simt, head_dim: int) -> None:
     assert "grad_key.cu" in files
     assert "grad_query.cu" not in files
     assert found == {("global", "backward.cu", 2.0)}  # delta: as in test_span_attention.py
+
+
+def test_memory_accesses_of_packed_sums(simt: Simt, way: str) -> None:
+    """Lists of tiles of any length lie beside sums that begin where a line of memory does."""
+    query, key, value = torch.randn(3, 256, 2, 64).bfloat16()
+    inputs = [query, key, value, torch.tensor([0, 64, 192]), torch.tensor([3, 60])]
+    simt.configure(SCHEDULES[0], count_accesses=True)
+    simt.module.take_counts()
+    with simt.in_place_of_C():
+        forward_and_backward(ops.span_attention_varlen, inputs)
+    files, found = excesses(simt)
+    assert ("grad_query.cu" in files) == (way == "five_products")
+    assert found == {("global", "backward.cu", 2.0)}
+
+
+@pytest.mark.parametrize("bounds", [[0, 70, -5], [0, 40, 20]], ids=str)
+def test_packed_bounds_that_fall_reach_nothing_outside(simt: Simt, bounds: list[int]) -> None:
+    attention.test_packed_bounds_out_of_range_are_clamped(simt, bounds, None, torch.bfloat16)

@@ -90,11 +90,11 @@ void launch_query(const BackwardLaunch& params, cudaStream_t stream) {
 
 }  // namespace
 
-// Row statistics, two lists of tiles, sums of dQ.
+// Row statistics, sums of dQ (both begin where a line of memory does), two lists of tiles.
 int64_t span_attention_backward_workspace(const SpanAttention& p, GradQuery way) {
   const RowStatistics statistics(p, nullptr);
-  return statistics.size * 4 + TileList::size(p, kTileRows) * 4 +
-         QuerySums(p, way, statistics, nullptr).size();
+  return statistics.size * 4 + QuerySums(p, way, statistics, nullptr).size() +
+         TileList::size(p, kTileRows) * 4;
 }
 
 void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t stream) {
@@ -108,18 +108,18 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
   check_rows("grad_key", op.grad_key, element_bytes(p.dtype));
   check_rows("grad_value", op.grad_value, element_bytes(p.dtype));
   const RowStatistics statistics(p, op.workspace);
-  const TileList rows = {reinterpret_cast<Pack<int, 2>*>(statistics.data + statistics.size)};
-  const TileList keys = {rows.data + TileList::size(p, kTileRows)};
-  float* const rest = reinterpret_cast<float*>(keys.data + TileList::size(p, kTileRows));
+  const QuerySums query_sums(p, op.way, statistics,
+                             reinterpret_cast<float*>(statistics.data + statistics.size));
+  const TileList rows = {reinterpret_cast<Pack<int, 2>*>(query_sums.data + query_sums.size())};
   const BackwardLaunch params = {
       .op = op,
       .statistics = statistics,
-      .query_sums = QuerySums(p, op.way, statistics, rest),
+      .query_sums = query_sums,
       .scale = static_cast<float>(p.scale),
       .scale_log2 = static_cast<float>(p.scale * kLog2E),
       .keep = KeepRule(p.dropout),
       .rows = rows,
-      .keys = keys,
+      .keys = {rows.data + TileList::size(p, kTileRows)},
   };
   launch_tile_list(p, TilesOf::rows, kTileRows, params.rows, stream);
   launch_tile_list(p, TilesOf::keys, kTileRows, params.keys, stream);
@@ -128,10 +128,10 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
       launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, kTileRows), dim3{kStatisticsThreads, 1, 1}, 0,
              stream, params);
     });
-    if (params.query_sums.copies == 0) launch_grad_query(params, stream);
+    if (query_sums.copies == 0) launch_grad_query(params, stream);
   }
   if (p.keys > 0) launch_grad_key_and_value(params, stream);
-  if (p.rows > 0 && params.query_sums.copies > 0) launch_query(params, stream);
+  if (p.rows > 0 && query_sums.copies > 0) launch_query(params, stream);
 }
 
 }  // namespace glm::cuda
