@@ -6,6 +6,7 @@ says so, and layers with backend "auto" run plain torch for that op alone (glm_e
 
 from __future__ import annotations
 
+import enum
 import os
 
 import torch
@@ -28,14 +29,24 @@ KERNELS: dict[str, tuple[torch.dtype, ...]] = {
     "span_attention_backward": _ALL,
 }
 
+
+class GradQuery(enum.IntEnum):
+    """How a GPU comes to attention's gradient of the query: as in csrc/ops/span_attention.h."""
+
+    OWN_KERNEL = 0
+    SUMS_IN_ORDER = 1
+    SUMS_IN_ANY_ORDER = 2
+
+
 # No card has proven the second and third way yet, so they must be asked for.
 atomics = os.environ.get("GLM_ATOMICS") == "1"
 five_products = os.environ.get("GLM_FIVE_PRODUCTS") == "1"
 
 
-def way_to_grad_query() -> int:
-    """Of csrc/ops/span_attention.h: 0 by a kernel of its own, 1 by sums in order, 2 by sums in any order."""
-    return 2 if atomics else int(five_products)
+def way_to_grad_query() -> GradQuery:
+    if atomics:
+        return GradQuery.SUMS_IN_ANY_ORDER
+    return GradQuery.SUMS_IN_ORDER if five_products else GradQuery.OWN_KERNEL
 
 
 def allow_atomics(allowed: bool = True) -> None:

@@ -1,7 +1,7 @@
 """Zeros for the gradient of a large table, whose memory is kept from one backward to the next.
 
-A batch looks up few rows of a vocabulary: to fill the others takes longer than all sums, and to get as much
-memory from the system, which glibc asks anew for every block of more than 32 MB, twice as long as to fill it.
+A batch looks up few rows of a vocabulary: to fill the others takes about as long as all sums, and to get as
+much memory from the system, which glibc asks anew for every block of more than 32 MB, longer than to fill it.
 So the last large block that was freed is kept, that one alone.
 """
 

@@ -142,7 +142,7 @@ def forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, seed, scale, dropout_p
     )
     where = target("span_attention", query)
-    workspace = _workspace(False, query, key, prefix_len, cu_seqlens, 0, where)
+    workspace = _workspace(False, query, key, prefix_len, cu_seqlens, _cuda.GradQuery.OWN_KERNEL, where)
     _C.span_attention_forward(
         query, key, value, prefix_len, seq_len, start, cu_seqlens, out, lse, workspace,
         scale, dropout_p, seed_value(seed), where,
@@ -156,7 +156,7 @@ def _workspace(
     key: Tensor,
     prefix_len: Tensor,
     cu_seqlens: Tensor | None,
-    way: int,
+    way: _cuda.GradQuery,
     where: int | tuple[int, int],
 ) -> Tensor | None:
     packed = cu_seqlens is not None

@@ -67,17 +67,31 @@ def test_what_has_no_kernel_is_refused(
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "0"), ({"GLM_ATOMICS": "0"}, "0"), ({"GLM_FIVE_PRODUCTS": "1"}, "1"), ({"GLM_ATOMICS": "1"}, "2")],
+    [
+        ({}, "OWN_KERNEL"),
+        ({"GLM_ATOMICS": "0"}, "OWN_KERNEL"),
+        ({"GLM_FIVE_PRODUCTS": "1"}, "SUMS_IN_ORDER"),
+        ({"GLM_FIVE_PRODUCTS": "1", "GLM_ATOMICS": "1"}, "SUMS_IN_ANY_ORDER"),
+    ],
     ids=str,
 )
 def test_the_way_to_the_gradient_of_the_query(given: dict[str, str], expected: str) -> None:
     names = ("GLM_ATOMICS", "GLM_FIVE_PRODUCTS")
     run = subprocess.run(
-        [sys.executable, "-c", "from glm_ext.ops import _cuda; print(_cuda.way_to_grad_query())"],
+        [sys.executable, "-c", "from glm_ext.ops import _cuda; print(_cuda.way_to_grad_query().name)"],
         env={k: v for k, v in os.environ.items() if k not in names} | given,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout.strip() == expected
+
+
+def test_atomics_are_allowed_and_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda, "atomics", False)
+    monkeypatch.setattr(_cuda, "five_products", True)
+    ops.allow_atomics()
+    assert _cuda.way_to_grad_query() == _cuda.GradQuery.SUMS_IN_ANY_ORDER
+    ops.allow_atomics(False)
+    assert _cuda.way_to_grad_query() == _cuda.GradQuery.SUMS_IN_ORDER
 
 
 def test_the_table_names_registered_ops() -> None:

@@ -92,11 +92,17 @@ PACKED: list[tuple[list[int], list[int]]] = [  # cu_seqlens, prefix_len
 def test_packed_matches_reference(
     simt: Simt, cu_seqlens: list[int], prefix_len: list[int], dropout_p: float
 ) -> None:
-    torch.manual_seed(0)
-    q = torch.randn(131, 2, 64).bfloat16()
-    k, v = torch.randn(2, 131, 1, 64).bfloat16()
-    k[cu_seqlens[-1] :] = v[cu_seqlens[-1] :] = float("nan")
     simt.configure(SCHEDULES[0])
+    check_packed(simt, cu_seqlens, prefix_len, 64, dropout_p)
+
+
+def check_packed(
+    simt: Simt, cu_seqlens: list[int], prefix_len: list[int], head_dim: int, dropout_p: float
+) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(131, 2, head_dim).bfloat16()
+    k, v = torch.randn(2, 131, 1, head_dim).bfloat16()
+    k[cu_seqlens[-1] :] = v[cu_seqlens[-1] :] = float("nan")
     with simt.in_place_of_C():
         check_op(
             ops.span_attention_varlen,

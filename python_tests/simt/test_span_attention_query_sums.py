@@ -11,8 +11,9 @@ from glm_ext.ops import _cuda, reference
 from ..ops.tolerance import check_op
 from . import test_span_attention as attention
 from .backend import SCHEDULES, Schedule, Simt, assert_same_bits
-from .checks import excesses, forward_and_backward, same_under
+from .checks import forward_and_backward
 from .test_span_attention import PACKED, Case, make_inputs
+from .test_span_attention_tiles import DELTA, count_accesses
 
 DTYPES = [torch.bfloat16, torch.float16]
 CASES: list[Case] = [
@@ -40,15 +41,7 @@ def test_matches_reference(simt: Simt, dtype: torch.dtype, case: Case, dropout_p
 @pytest.mark.parametrize("case", [CASES[4], CASES[7], CASES[10]], ids=lambda c: str(c[0]))
 def test_same_bits_under_every_schedule(simt: Simt, case: Case) -> None:
     """Of a block's threads. Blocks come in one order on the host, and so do their sums."""
-    inputs, options = make_inputs(case, torch.bfloat16)
-    with simt.in_place_of_C():
-        same_under(
-            simt,
-            SCHEDULES,
-            lambda: forward_and_backward(
-                ops.span_attention, inputs, dropout_p=0.1, return_lse=True, **options
-            ),
-        )
+    attention.test_same_bits_under_every_schedule(simt, case)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +57,8 @@ def test_tiles_after_each_other(simt: Simt, batch: int, rows: int) -> None:
 def test_many_tiles_of_few_heads_keep_their_kernels(simt: Simt, way: str) -> None:
     """In order, they would leave a card idle."""
     inputs, _ = make_inputs(((1, 1, 1, 130, 130, 64), [70], None, None), torch.bfloat16)
-    simt.configure(SCHEDULES[0], count_accesses=True)
-    simt.module.take_counts()
-    with simt.in_place_of_C():
-        forward_and_backward(ops.span_attention, inputs)
-    assert ("grad_query.cu" in excesses(simt)[0]) == (way == "five_products")
+    files, _ = count_accesses(simt, lambda: forward_and_backward(ops.span_attention, inputs))
+    assert ("grad_query.cu" in files) == (way == "five_products")
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -76,19 +66,8 @@ def test_many_tiles_of_few_heads_keep_their_kernels(simt: Simt, way: str) -> Non
 def test_packed_matches_reference(
     simt: Simt, cu_seqlens: list[int], prefix_len: list[int], head_dim: int
 ) -> None:
-    torch.manual_seed(0)
-    q = torch.randn(131, 2, head_dim).bfloat16()
-    k, v = torch.randn(2, 131, 1, head_dim).bfloat16()
-    k[cu_seqlens[-1] :] = v[cu_seqlens[-1] :] = float("nan")
     simt.configure(Schedule("random", 5, deferred=True))
-    with simt.in_place_of_C():
-        check_op(
-            ops.span_attention_varlen,
-            reference.span_attention_varlen,
-            [q, k, v, torch.tensor(cu_seqlens), torch.tensor(prefix_len)],
-            dropout_p=0.1,
-            return_lse=True,
-        )
+    attention.check_packed(simt, cu_seqlens, prefix_len, head_dim, 0.1)
 
 
 def test_only_the_gradient_of_the_query_differs(
@@ -136,27 +115,19 @@ def test_a_row_whose_scores_are_all_low(simt: Simt) -> None:
 def test_memory_accesses(simt: Simt, head_dim: int) -> None:
     """Sums of dQ move as whole sectors, gradients of scores without bank conflicts, and that is all of dQ."""
     inputs, _ = make_inputs(((1, 2, 1, 128, 128, head_dim), [70], None, None), torch.bfloat16)
-    simt.configure(SCHEDULES[0], count_accesses=True)
-    simt.module.take_counts()
-    with simt.in_place_of_C():
-        forward_and_backward(ops.span_attention, inputs)
-    files, found = excesses(simt)
+    files, found = count_accesses(simt, lambda: forward_and_backward(ops.span_attention, inputs))
     assert "grad_key.cu" in files
     assert "grad_query.cu" not in files
-    assert found == {("global", "backward.cu", 2.0)}  # delta: as in test_span_attention.py
+    assert found == {DELTA}
 
 
 def test_memory_accesses_of_packed_sums(simt: Simt, way: str) -> None:
     """Lists of tiles of any length lie beside sums that begin where a line of memory does."""
     query, key, value = torch.randn(3, 256, 2, 64).bfloat16()
     inputs = [query, key, value, torch.tensor([0, 64, 192]), torch.tensor([3, 60])]
-    simt.configure(SCHEDULES[0], count_accesses=True)
-    simt.module.take_counts()
-    with simt.in_place_of_C():
-        forward_and_backward(ops.span_attention_varlen, inputs)
-    files, found = excesses(simt)
+    files, found = count_accesses(simt, lambda: forward_and_backward(ops.span_attention_varlen, inputs))
     assert ("grad_query.cu" in files) == (way == "five_products")
-    assert found == {("global", "backward.cu", 2.0)}
+    assert found == {DELTA}
 
 
 @pytest.mark.parametrize("bounds", [[0, 70, -5], [0, 40, 20]], ids=str)
