@@ -2,6 +2,7 @@
 // (cpu/packed.h). They are compiled for bf16 alone; other dtypes go on to avx512's.
 #if defined(GLM_HAVE_AVX512BF16)
 
+#include "cpu/attention/layout.h"
 #include "cpu/kernels.h"
 
 namespace glm::cpu {
@@ -17,22 +18,27 @@ void gelu_mlp_backward(const GeluMlpBackward&);
 void linear_forward(const LinearForward&);
 void linear_backward(const LinearBackward&);
 void linear_cross_entropy(const LinearCrossEntropy&);
+void span_attention_forward(const SpanAttentionForward&);
+void span_attention_backward(const SpanAttentionBackward&);
 
 namespace {
 
+// Whether this set has a kernel for it. Decoding waits for memory, whatever it multiplies.
 template <class P>
-DType dtype(const P& p) {
-  if constexpr (requires { p.shape; }) {
-    return p.shape.dtype;
+bool has_own(const P& p) {
+  if constexpr (requires { p.problem; }) {
+    return p.problem.dtype == DType::bf16 && !(std::is_same_v<P, SpanAttentionForward> && decodes(p.problem));
+  } else if constexpr (requires { p.shape; }) {
+    return p.shape.dtype == DType::bf16;
   } else {
-    return p.dtype;
+    return p.dtype == DType::bf16;
   }
 }
 
-// Sets one entry of the table: kOwn for bf16, what stood there for other dtypes.
+// Sets one entry of the table: kOwn for what this set has, what stood there for the rest.
 template <auto kEntry, auto kOwn>
 void replace(Kernels& table) {
-  table.*kEntry = [](const auto& p) { (dtype(p) == DType::bf16 ? kOwn : avx512::kKernels.*kEntry)(p); };
+  table.*kEntry = [](const auto& p) { (has_own(p) ? kOwn : avx512::kKernels.*kEntry)(p); };
 }
 
 }  // namespace
@@ -46,6 +52,8 @@ const Kernels& kernels() {
     replace<&Kernels::linear_forward, linear_forward>(table);
     replace<&Kernels::linear_backward, linear_backward>(table);
     replace<&Kernels::linear_cross_entropy, linear_cross_entropy>(table);
+    replace<&Kernels::span_attention_forward, span_attention_forward>(table);
+    replace<&Kernels::span_attention_backward, span_attention_backward>(table);
     return table;
   }();
   return kTable;

@@ -83,6 +83,29 @@ GLM_INLINE VecU round_to_bits(VecF x) {
 
 GLM_INLINE VecU join(VecU lower, VecU upper) { return lower | upper << 16; }
 
+// Floats rounded to pairs: of two vectors lane by lane, and of neighbours, those of `second` after `first`'s.
+GLM_INLINE VecU pair_neighbours(VecF first, VecF second) {
+  return reinterpret_cast<VecU>(
+      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+}
+GLM_INLINE VecU pair_lanes(VecF lower, VecF upper) {
+  constexpr __mmask32 kAll = 0xffffffff;
+  const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
+                                         22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return reinterpret_cast<VecU>(
+      _mm512_maskz_permutexvar_epi16(kAll, turns, reinterpret_cast<__m512i>(pair_neighbours(lower, upper))));
+}
+
+// Two rows of 32 bf16 as pairs across them: of elements 0 to 15, and of the others.
+template <bool kUpper>
+GLM_INLINE VecU pair_rows(VecU first, VecU second) {
+  const auto half = [](VecU x) {
+    const __m256i bits = _mm512_extracti64x4_epi64(reinterpret_cast<__m512i>(x), kUpper ? 1 : 0);
+    return reinterpret_cast<VecU>(_mm512_cvtepu16_epi32(bits));
+  };
+  return join(half(first), half(second));
+}
+
 #endif
 
 // function of each value of a packed vector; of pairs, rounded to bf16 again.
@@ -90,9 +113,22 @@ template <class V, class Function>
 GLM_INLINE V map_packed(V v, const Function& function) {
   if constexpr (kIsPair<LaneOf<V>>) {
     const VecF lower = reinterpret_cast<VecF>(v << 16), upper = reinterpret_cast<VecF>(v & 0xffff0000u);
-    return join(round_to_bits(function(lower)), round_to_bits(function(upper)));
+    return pair_lanes(function(lower), function(upper));
   } else {
     return function(v);
+  }
+}
+
+// Calls function(Type<P>()) with what a kernel that sums in C alone multiplies: float (16 bits are widened),
+// double, or pairs in a set of them.
+template <class Function>
+void visit_packed([[maybe_unused]] DType dtype, Function&& function) {
+  if constexpr (kMultipliesBf16) {
+    function(Type<Pair>());
+  } else if (dtype == DType::f64) {
+    function(Type<double>());
+  } else {
+    function(Type<float>());
   }
 }
 

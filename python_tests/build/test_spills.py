@@ -19,12 +19,14 @@ pytestmark = [
 ]
 
 # The functions that the products of attention and of every matrix are made of; those of float where there are
-# others too. The set of bf16 products has the latter alone. Decoding, which waits for memory, is not asked.
-ATTENTION = ["scoresIf", "add_transposedIf", "multiply_panelIf", "add_columnsIf"]
+# others too, those of pairs (unsigned int) in the set of bf16 products. Decoding, which waits for memory, is
+# not asked.
+ATTENTION = ["scoresI", "add_transposedI", "multiply_panelI", "add_columnsI"]
 MATRIX = ["multiply_tileI", "dot_productsI", "multiplyI"]
 PRODUCTS = [
-    *((isa, function) for isa in ("avx2", "avx512") for function in ATTENTION + MATRIX),
-    *(("avx512bf16", function) for function in MATRIX),
+    *((isa, f"{function}f") for isa in ("avx2", "avx512") for function in ATTENTION),
+    *(("avx512bf16", f"{function}j") for function in ATTENTION),
+    *((isa, function) for isa in ("avx2", "avx512", "avx512bf16") for function in MATRIX),
 ]
 
 

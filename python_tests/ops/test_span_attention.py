@@ -70,8 +70,9 @@ def test_matches_reference(dtype: torch.dtype, case: Case, dropout_p: float) -> 
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 0.4])
-def test_scale(scale: float) -> None:
-    tensors, lengths, start = make(CASES[3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scale(dtype: torch.dtype, scale: float) -> None:
+    tensors, lengths, start = make(CASES[3], dtype)
     check_op(ops.span_attention, reference.span_attention, tensors, *lengths, start=start, scale=scale)
 
 
@@ -97,11 +98,12 @@ def test_dropout_keeps_what_the_reference_keeps(T: int) -> None:
     assert torch.equal(out != 0, attention_keep_mask(seed, p, B, H, T, T))
 
 
-def test_padding_is_not_read(nan_filled: None) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_padding_is_not_read(dtype: torch.dtype, nan_filled: None) -> None:
     B, H, S, D = 2, 2, 90, 16
     length, start = torch.tensor([70, 41]), torch.tensor([5, 33])
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, B, H, S, D)
+    query, key, value = torch.randn(3, B, H, S, D).to(dtype)
     row = torch.arange(S)
     dead = row < start[:, None]  # prefix 0: rows before `start` see nothing
     unseen = dead | (row >= length[:, None])
@@ -111,7 +113,7 @@ def test_padding_is_not_read(nan_filled: None) -> None:
     ]
     leaves = [x.requires_grad_() for x in poison]
     out, lse = ops.span_attention(*leaves, 0, length, start=start, return_lse=True)
-    grad_out = torch.where(dead[:, None, :, None], torch.nan, torch.randn(B, H, S, D))
+    grad_out = torch.where(dead[:, None, :, None], torch.nan, torch.randn(B, H, S, D)).to(dtype)
     grads = torch.autograd.grad((out, lse), leaves, (grad_out, torch.randn(B, H, S)))
     assert out.isfinite().all() and all(g.isfinite().all() for g in grads)
     assert (out.transpose(1, 2)[dead] == 0).all() and torch.equal(
@@ -155,11 +157,12 @@ def test_gradcheck(case: Case, dropout_p: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 12, 200, 64), (1, 1, 700, 32), (1, 2, 1, 64)], ids=str)
-def test_same_bits_for_every_thread_count(shape: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_for_every_thread_count(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     B, H, S, D = shape
     torch.manual_seed(0)
-    query = torch.randn(B, H, S, D, requires_grad=True)
-    key, value = (torch.randn(B, H, max(S, 650), D, requires_grad=True) for _ in range(2))
+    query = torch.randn(B, H, S, D, dtype=dtype, requires_grad=True)
+    key, value = (torch.randn(B, H, max(S, 650), D, dtype=dtype, requires_grad=True) for _ in range(2))
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3, 3):
         torch.set_num_threads(threads)

@@ -16,11 +16,11 @@ namespace glm::cpu::GLM_ISA {
 namespace {
 
 // The chunks' parts of panel [i, i + kPanelRows) of head h, added in order, scaled and written.
-template <class C>
+template <class P, class C = SumOf<P>>
 void write_grad_query(const SpanAttentionBackward& params, int64_t b, int64_t h, int64_t i, C* parts,
                       int64_t chunks, int64_t chunk_size) {
   const SpanAttention& p = params.problem;
-  const Storage<C>& io = storage(p.dtype, Type<C>{});
+  const Storage<P>& io = storage(p.dtype, Type<P>{});
   const SpanSequence sequence = p.sequence(b);
   const int64_t stride = padded_depth(p);
   C* const panel = parts + (h % p.group() * round_up(sequence.rows, kBackwardRows) + i) * stride;
@@ -35,8 +35,9 @@ void write_grad_query(const SpanAttentionBackward& params, int64_t b, int64_t h,
                  io.range(params.grad_query, b, h, sequence.first_row + i, 0, sequence.rows - i));
 }
 
-template <class C>
+template <class P>
 void backward(const SpanAttentionBackward& params) {
+  using C = SumOf<P>;
   const SpanAttention& p = params.problem;
   const int64_t chunks = backward_chunks(p), chunk_size = grad_query_chunk(p);
   const int64_t chunk_keys = round_up(ceil_div(max_keys(p), chunks), kBackwardKeys);
@@ -48,20 +49,20 @@ void backward(const SpanAttentionBackward& params) {
   const int64_t team = std::min<int64_t>(items, std::max(p.threads, 1));
   const auto item_at = [&](int64_t item) {
     const int64_t head = item % heads, chunk = item / heads;
-    return BackwardItem<C>(params, head / p.kv_heads, head % p.kv_heads,
+    return BackwardItem<P>(params, head / p.kv_heads, head % p.kv_heads,
                            parts ? parts + (head * chunks + chunk) * chunk_size : nullptr);
   };
   parallel_for(items, p.threads, [&](int64_t item) {
-    std::optional<BackwardItem<C>> next;
+    std::optional<BackwardItem<P>> next;
     if (item + team < items) next.emplace(item_at(item + team));
-    BackwardItem<C> work = item_at(item);
+    BackwardItem<P> work = item_at(item);
     const int64_t keys = work.sequence.keys, begin = item / heads * chunk_keys;
     work.run(std::min(keys, begin), std::min(keys, begin + chunk_keys), next ? &*next : nullptr,
              (item + team) / heads * chunk_keys);
     if (chunks > 1) return;
     for (int64_t g = 0; g < work.group; ++g) {
       for (int64_t i = 0; i < work.sequence.rows; i += kPanelRows<C>)
-        write_grad_query(params, work.b, work.head(g), i, work.grad_queries, 1, chunk_size);
+        write_grad_query<P>(params, work.b, work.head(g), i, work.grad_queries, 1, chunk_size);
     }
   });
   if (chunks > 1) {
@@ -70,11 +71,11 @@ void backward(const SpanAttentionBackward& params) {
       const int64_t b = item / (p.heads * panels), h = item / panels % p.heads,
                     i = item % panels * kPanelRows<C>;
       C* const head_parts = parts + (b * p.kv_heads + h / p.group()) * chunks * chunk_size;
-      if (i < p.sequence(b).rows) write_grad_query(params, b, h, i, head_parts, chunks, chunk_size);
+      if (i < p.sequence(b).rows) write_grad_query<P>(params, b, h, i, head_parts, chunks, chunk_size);
     });
   }
   if (p.cu_seqlens == nullptr) return;
-  const Storage<C>& io = storage(p.dtype, Type<C>{});
+  const Storage<P>& io = storage(p.dtype, Type<P>{});
   const size_t row_bytes = static_cast<size_t>(p.head_dim) * io.bytes;
   for (int64_t n = p.cu_seqlens[p.batch]; n < p.rows; ++n) {  // rows of no sequence
     for (int64_t h = 0; h < p.heads; ++h) std::memset(io.at(params.grad_query, 0, h, n), 0, row_bytes);
@@ -88,11 +89,7 @@ void backward(const SpanAttentionBackward& params) {
 }  // namespace
 
 void span_attention_backward(const SpanAttentionBackward& params) {
-  if (params.problem.dtype == DType::f64) {
-    backward<double>(params);
-  } else {
-    backward<float>(params);
-  }
+  visit_packed(params.problem.dtype, [&]<class P>(Type<P>) { backward<P>(params); });
 }
 
 }  // namespace glm::cpu::GLM_ISA

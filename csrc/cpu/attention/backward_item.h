@@ -10,49 +10,60 @@
 
 namespace glm::cpu::GLM_ISA {
 
-template <class C>
+template <class P>
 struct BackwardItem {
+  using C = SumOf<P>;
   static constexpr int64_t kWidth = kPanelRows<C>, kPanels = kBackwardRows / kWidth;
   static constexpr int64_t kScoreTile = kBackwardKeys * kWidth;
+  static constexpr bool kTwice = kIsPair<P>;  // what two products read, packed along either of their sums
 
   const SpanAttentionBackward& params;
   const SpanAttention& p;
-  const Storage<C>& io;
+  const Storage<P>& io;
   int64_t b, kv_head, group;
   SpanSequence sequence;
-  int64_t depth, stride, padded_rows;
+  int64_t depth, stride, steps;  // of a row: elements, padded, and packed
+  int64_t padded_rows;
   int64_t first_live = 0;           // queries before this one see nothing
   bool have_statistics = false;     // lse and delta are read with the first block
   C* grad_queries;                  // [G][padded_rows / kWidth][stride][kWidth]
   C *lse, *delta;                   // [G][padded_rows], by slot, lse in units of log 2
-  C *keys, *values;                 // [kBlockKeys][stride]
-  C *grad_keys, *grad_values;       // likewise
-  C *query_panel, *grad_out_panel;  // [kPanels][stride][kWidth]
-  C *query_rows, *grad_out_rows;    // [kBackwardRows][stride], in order of slots
+  P *keys, *values;                 // [kBlockKeys][steps]
+  P* key_columns;                   // [kBlockKeys in steps][stride]
+  C *grad_keys, *grad_values;       // [kBlockKeys][stride]
+  P *query_panel, *grad_out_panel;  // [kPanels][steps][kWidth]
+  P *query_rows, *grad_out_rows;    // [kBackwardRows in steps][stride], in order of slots
   C *probs, *grads;                 // [kPanels][kBackwardKeys][kWidth]
+  P* packed_grads;                  // [kBackwardKeys in steps][kWidth], of one panel
   RowsAhead ahead;
 
   BackwardItem(const SpanAttentionBackward& params, int64_t b, int64_t kv_head, C* chunk_grad_queries)
       : params(params),
         p(params.problem),
-        io(storage(p.dtype, Type<C>{})),
+        io(storage(p.dtype, Type<P>{})),
         b(b),
         kv_head(kv_head),
         group(p.group()),
         sequence(p.sequence(b)),
         depth(p.head_dim),
-        stride(padded_depth(p)),
+        stride(padded(depth)),
+        steps(row_steps<P>(depth)),
         padded_rows(round_up(sequence.rows, kBackwardRows)),
         ahead(p.head_dim * static_cast<int64_t>(io.bytes)) {
     const bool own = chunk_grad_queries == nullptr;
     C* scratch =
         workspace<C>(Slot::op, static_cast<size_t>(backward_scratch(p) + (own ? grad_query_chunk(p) : 0)));
     const auto take = [&](int64_t count) { return std::exchange(scratch, scratch + count); };
-    keys = take(kBlockKeys * stride), values = take(kBlockKeys * stride);
+    const auto take_steps = [&](int64_t count) { return reinterpret_cast<P*>(take(count)); };
+    static_assert(sizeof(P) == sizeof(C));
+    keys = take_steps(kBlockKeys * steps), values = take_steps(kBlockKeys * steps);
+    key_columns = kTwice ? take_steps(steps_of<P>(kBlockKeys) * stride) : keys;
     grad_keys = take(kBlockKeys * stride), grad_values = take(kBlockKeys * stride);
-    query_panel = take(kBackwardRows * stride), grad_out_panel = take(kBackwardRows * stride);
-    query_rows = take(kBackwardRows * stride), grad_out_rows = take(kBackwardRows * stride);
+    query_panel = take_steps(kBackwardRows * steps), grad_out_panel = take_steps(kBackwardRows * steps);
+    query_rows = take_steps(steps_of<P>(kBackwardRows) * stride);
+    grad_out_rows = take_steps(steps_of<P>(kBackwardRows) * stride);
     probs = take(kBackwardRows * kBackwardKeys), grads = take(kBackwardRows * kBackwardKeys);
+    packed_grads = take_steps(steps_of<P>(kBackwardKeys) * kWidth);
     lse = take(group * padded_rows), delta = take(group * padded_rows);
     grad_queries = own ? take(0) : chunk_grad_queries;
     const SpanMask& mask = sequence.mask;
@@ -72,10 +83,10 @@ struct BackwardItem {
   }
 
   // lse and delta of the panel at query i0, from its out and grad_out.
-  void read_statistics(int64_t g, int64_t i0, const C* out_panel, const C* grad_panel) {
+  void read_statistics(int64_t g, int64_t i0, const P* out_panel, const P* grad_panel) {
     C* const panel_lse = lse + g * padded_rows + i0;
     C* const panel_delta = delta + g * padded_rows + i0;
-    multiply_slots(depth, out_panel, grad_panel, panel_delta);
+    multiply_slots(steps_of<P>(depth), out_panel, grad_panel, panel_delta);
     for (int slot = 0; slot < kWidth; ++slot) {
       const int64_t i = i0 + slot_row<C>(slot), row = sequence.first_row + i;
       panel_lse[slot] = static_cast<C>(INFINITY);  // a row that sees nothing has no probabilities
@@ -102,8 +113,9 @@ struct BackwardItem {
     const int64_t end = sequence.rows > 0 ? std::min(j1, mask.seen_end(sequence.rows)) : 0;
     if (std::max(j0, mask.begin) < end) {
       const int64_t live = mask.begin - j0, last = end - j0;  // padding is not read
-      io.read_rows(io.range(p.key, b, kv_head, row, live, last), count, depth, stride, keys);
-      io.read_rows(io.range(p.value, b, kv_head, row, live, last), count, depth, stride, values);
+      io.read_rows(io.range(p.key, b, kv_head, row, live, last), count, depth, keys);
+      if (kTwice) io.read_columns(io.range(p.key, b, kv_head, row, live, last), count, depth, key_columns);
+      io.read_rows(io.range(p.value, b, kv_head, row, live, last), count, depth, values);
       const int64_t first = first_query(j0);
       for (int64_t g = 0; g < group; ++g) {
         for (int64_t i0 = first; i0 < sequence.rows; i0 += kBackwardRows) {
@@ -120,9 +132,9 @@ struct BackwardItem {
       }
       have_statistics = true;  // later keys are seen by no other queries
     }
-    io.write_rows(grad_keys, stride, depth, static_cast<C>(p.scale),
+    io.write_rows(grad_keys, depth, static_cast<C>(p.scale),
                   io.range(params.grad_key, b, kv_head, row, 0, j1 - j0));
-    io.write_rows(grad_values, stride, depth, static_cast<C>(p.dropout.scale()),
+    io.write_rows(grad_values, depth, static_cast<C>(p.dropout.scale()),
                   io.range(params.grad_value, b, kv_head, row, 0, j1 - j0));
   }
 
@@ -156,31 +168,29 @@ struct BackwardItem {
     ahead.spread(ceil_div(end - j0, kBackwardKeys) * ceil_div(rows, kWidth) * kFetches);
     for (int64_t j = j0; j < end; j += kBackwardKeys) {
       const int64_t count = std::min(kBackwardKeys, end - j);
-      score_tile(g, i0, rows, j, count, keys + (j - j0) * stride, values + (j - j0) * stride,
-                 grad_keys + (j - j0) * stride, grad_values + (j - j0) * stride, grad_query);
+      score_tile(g, i0, rows, j, count, j - j0, grad_query);
     }
   }
 
   void read_queries(int64_t g, int64_t i0, int64_t rows) {
     for (int64_t i = 0; i < rows; i += kWidth) {
-      C* const queries = query_panel + i * stride;
-      C* const grads_out = grad_out_panel + i * stride;
-      io.read_panel(live_rows(params.grad_out, g, i0 + i), depth, stride, C(1), grads_out,
-                    grad_out_rows + i * stride);
+      P* const queries = query_panel + i * steps;
+      P* const grads_out = grad_out_panel + i * steps;
+      const int64_t copy = steps_of<P>(i) * stride;
+      io.read_panel(live_rows(params.grad_out, g, i0 + i), depth, C(1), grads_out, grad_out_rows + copy);
       if (!have_statistics) {
-        io.read_panel(live_rows(params.out, g, i0 + i), depth, stride, C(1), queries, nullptr);
+        io.read_panel(live_rows(params.out, g, i0 + i), depth, C(1), queries, nullptr);
         read_statistics(g, i0 + i, queries, grads_out);
       }
-      io.read_panel(live_rows(p.query, g, i0 + i), depth, stride, static_cast<C>(p.scale * kLog2E), queries,
-                    query_rows + i * stride);
+      io.read_panel(live_rows(p.query, g, i0 + i), depth, query_factor<P>(p.scale * kLog2E), queries,
+                    query_rows + copy);
     }
   }
 
   static constexpr int64_t kFetches = 2;  // of `ahead`, for each panel of a tile of scores
 
-  // One tile of scores, and what it adds to all three gradients.
-  void score_tile(int64_t g, int64_t i0, int64_t rows, int64_t j, int64_t count, const C* key, const C* value,
-                  C* grad_key, C* grad_value, C* grad_query) {
+  // One tile of scores, and what it adds to all three gradients. Its keys are the block's from `at` on.
+  void score_tile(int64_t g, int64_t i0, int64_t rows, int64_t j, int64_t count, int64_t at, C* grad_query) {
     int64_t seen[kPanels], both[kPanels], most = 0;
     for (int64_t panel = 0; panel < kPanels; ++panel) {
       const int64_t i = panel * kWidth;
@@ -193,13 +203,15 @@ struct BackwardItem {
       C* const panel_probs = probs + panel * kScoreTile;
       C* const panel_grads = grads + panel * kScoreTile;
       ahead.fetch();
-      multiply_panel(view, depth, key, stride, query_panel + i * stride, panel_probs);
-      multiply_panel(view, depth, value, stride, grad_out_panel + i * stride, panel_grads);
+      multiply_panel<P>(view, steps_of<P>(depth), keys + at * steps, steps, query_panel + i * steps,
+                        panel_probs);
+      multiply_panel<P>(view, steps_of<P>(depth), values + at * steps, steps, grad_out_panel + i * steps,
+                        panel_grads);
       const int64_t statistics = g * padded_rows + i0 + i;
       visit_bool(!view.full, [&](auto masked) {
-        const auto gradients =
-            score_gradients<C, masked.value>(view, static_cast<C>(p.dropout.scale()), lse + statistics,
-                                             delta + statistics, panel_probs, panel_grads);
+        const auto gradients = score_gradients<C, masked.value>(
+            view, score_factor<P>(p.scale * kLog2E), static_cast<C>(p.dropout.scale()), lse + statistics,
+            delta + statistics, panel_probs, panel_grads);
         if (p.dropout.active()) {
           for_kept_keys(AttentionDropout(p.dropout, b, head(g)), i0 + i, j, view.count, gradients, Vec<C>{});
         } else {
@@ -207,33 +219,30 @@ struct BackwardItem {
         }
       });
       ahead.fetch();
-      add_transposed<C, false>(stride, view.both, view.count, key, stride, panel_grads, nullptr,
+      add_transposed<P, false>(stride, view.both, view.count, key_columns + steps_of<P>(at) * stride, stride,
+                               pack_keys(view.count, panel_grads, packed_grads), nullptr,
                                grad_query + i * stride);
     }
     if (most == 0) return;
-    // A tile of keys may reach past what a vector of a panel sees: there it finds zeros.
     const int64_t panels = ceil_div(rows, kWidth);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      for (int64_t v = 0; v < kPanelVectors<C>; ++v) {
-        const int64_t first = kSplit<C> && v == 0 ? both[panel] : seen[panel];
-        for (int64_t k = first; k < std::min(most, first + kTallRows); ++k) {
-          store(probs + panel * kScoreTile + k * kWidth + v * kLanes<C>, Vec<C>{});
-          store(grads + panel * kScoreTile + k * kWidth + v * kLanes<C>, Vec<C>{});
-        }
-      }
-    }
+    const auto pack = [&](C* scores) {
+      for (int64_t panel = 0; panel < panels; ++panel)
+        pack_slots<P>(both[panel], seen[panel], most, scores + panel * kScoreTile);
+      return reinterpret_cast<const P*>(scores);
+    };
+    add_to_keys(most, seen, both, panels, pack(grads), query_rows, grad_keys + at * stride);
+    add_to_keys(most, seen, both, panels, pack(probs), grad_out_rows, grad_values + at * stride);
+  }
+
+  // sums [key][stride] += scores [panel][key][slot] times rows [slot][stride].
+  void add_to_keys(int64_t most, const int64_t* seen, const int64_t* both, int64_t panels, const P* scores,
+                   const P* rows, C* sums) {
     constexpr int kLane = kLanes<C>;
     int64_t d = 0;
-    for (; d + 2 * kLane <= stride; d += 2 * kLane) {
-      add_columns<C, 2>(most, seen, both, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride);
-      add_columns<C, 2>(most, seen, both, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d,
-                        stride);
-    }
-    for (; d < stride; d += kLane) {
-      add_columns<C, 1>(most, seen, both, panels, grads, kScoreTile, query_rows + d, grad_key + d, stride);
-      add_columns<C, 1>(most, seen, both, panels, probs, kScoreTile, grad_out_rows + d, grad_value + d,
-                        stride);
-    }
+    for (; d + 2 * kLane <= stride; d += 2 * kLane)
+      add_columns<P, 2>(most, seen, both, panels, scores, kScoreTile, rows + d, sums + d, stride);
+    for (; d < stride; d += kLane)
+      add_columns<P, 1>(most, seen, both, panels, scores, kScoreTile, rows + d, sums + d, stride);
   }
 };
 

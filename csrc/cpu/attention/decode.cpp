@@ -185,7 +185,7 @@ struct DecodeItem {
     for (int64_t row = 0; row < p.rows * group; ++row) {
       C* const query = queries + row * stride;
       io.read_rows(io.range(p.query, b, kv_head * group + row % group, row / group, 0, 1), 1, p.head_dim,
-                   stride, query);
+                   query);
       for (int64_t d = 0; d < stride; ++d) query[d] *= static_cast<C>(p.scale * kLog2E);
       Partial<C>(partials + row * partial_size, stride).clear(stride);
     }
@@ -253,7 +253,7 @@ void join(const SpanAttentionForward& params, int64_t b, int64_t h, int64_t i, i
   const C total = *whole.total;
   static_cast<C*>(params.lse.data)[params.lse.offset(b, h, i)] =
       (highest + std::log2(total)) * static_cast<C>(kLn2);
-  io.write_rows(whole.sum, stride, p.head_dim, total == C(0) ? C(0) : C(1) / total,
+  io.write_rows(whole.sum, p.head_dim, total == C(0) ? C(0) : C(1) / total,
                 io.range(params.out, b, h, i, 0, 1));
 }
 

@@ -19,22 +19,23 @@ namespace {
 
 // probs[key][slot] = scores of keys [begin, end) and the panel's vectors from kFirst on, and their maximum
 // per slot into `top`.
-template <class C, bool kMasked, int kFirst>
-GLM_INLINE void score_keys(int64_t begin, int64_t end, const C* keys, int64_t depth, int64_t stride,
-                           const C* queries, const PanelView<C>& view, C* probs, Vec<C>* top) {
+template <class P, bool kMasked, int kFirst, class C = SumOf<P>>
+GLM_INLINE void score_keys(int64_t begin, int64_t end, const P* keys, int64_t steps, int64_t stride,
+                           const P* queries, C factor, const PanelView<C>& view, C* probs, Vec<C>* top) {
   constexpr int kVectors = kPanelVectors<C> - kFirst, kWidth = kPanelRows<C>;
   const Vec<C> hidden = broadcast(-static_cast<C>(INFINITY));
   for_row_tiles(end - begin, [&](auto height, int64_t row) GLM_INLINE_BODY {
     const int64_t key = begin + row;
     Tile<C, height.value, kVectors> tile;
     tile.clear();
-    tile.accumulate(depth, keys + key * stride, stride, 1, queries + kFirst * kLanes<C>, kWidth);
+    tile.accumulate(steps, keys + key * stride, stride, 1, queries + kFirst * kLanes<C>, kWidth);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       Vec<C> highest = top[kFirst + v];
 #pragma GCC unroll 16
       for (int r = 0; r < height.value; ++r) {
         Vec<C> score = tile.at[r][v];
+        if constexpr (kIsPair<P>) score *= factor;
         if constexpr (kMasked) score = view.mask(key + r, kFirst + v, score, hidden);
         highest = at_least(score, highest);  // a NaN is lost here and comes back with exp2
         store(probs + (key + r) * kWidth + (kFirst + v) * kLanes<C>, score);
@@ -44,12 +45,12 @@ GLM_INLINE void score_keys(int64_t begin, int64_t end, const C* keys, int64_t de
   });
 }
 
-template <class C, bool kMasked>
-[[gnu::noinline]] void scores(const C* keys, int64_t depth, int64_t stride, const C* queries,
+template <class P, bool kMasked, class C = SumOf<P>>
+[[gnu::noinline]] void scores(const P* keys, int64_t steps, int64_t stride, const P* queries, C factor,
                               const PanelView<C>& view, C* probs, Vec<C>* top) {
-  score_keys<C, kMasked, 0>(0, view.both, keys, depth, stride, queries, view, probs, top);
+  score_keys<P, kMasked, 0>(0, view.both, keys, steps, stride, queries, factor, view, probs, top);
   if constexpr (kMasked && kSplit<C>)
-    score_keys<C, kMasked, 1>(view.both, view.count, keys, depth, stride, queries, view, probs, top);
+    score_keys<P, kMasked, 1>(view.both, view.count, keys, steps, stride, queries, factor, view, probs, top);
 }
 
 // probs = exp2(probs - maximum), dropout applied; adds the sum without dropout to `sum`.
@@ -67,38 +68,45 @@ GLM_INLINE auto exponentials(const Vec<C>* maximum, int64_t both, C* probs, Vec<
   };
 }
 
-template <class C>
+template <class P>
 struct ForwardItem {
+  using C = SumOf<P>;
+
   const SpanAttentionForward& params;
   const SpanAttention& p;
-  const Storage<C>& io;
+  const Storage<P>& io;
   int64_t b, h, i0, rows;  // queries [i0, i0 + rows) of head h of sequence b
   SpanSequence sequence;
-  int64_t depth, stride;
-  C *keys, *values;  // [kForwardKeys][stride]
-  C *queries, *out;  // [panels][stride][kPanelRows]
-  C* probs;          // [kForwardKeys][kPanelRows]
-  C *maximum, *sum;  // [item_rows]
+  int64_t depth, stride, steps;  // of a row: elements, padded, and packed
+  P* keys;                       // [kForwardKeys][steps]
+  P* values;                     // [kForwardKeys in steps][stride]
+  P* queries;                    // [panels][steps][kPanelRows]
+  C* out;                        // [panels][stride][kPanelRows]
+  C* probs;                      // [kForwardKeys][kPanelRows]
+  C *maximum, *sum;              // [item_rows]
   RowsAhead ahead;
 
   ForwardItem(const SpanAttentionForward& params, int64_t b, int64_t h, int64_t i0, int64_t item_rows)
       : params(params),
         p(params.problem),
-        io(storage(p.dtype, Type<C>{})),
+        io(storage(p.dtype, Type<P>{})),
         b(b),
         h(h),
         i0(i0),
         rows(0),
         sequence(p.sequence(b)),
         depth(p.head_dim),
-        stride(padded_depth(p)),
+        stride(padded(depth)),
+        steps(row_steps<P>(depth)),
         ahead(p.head_dim * static_cast<int64_t>(io.bytes)) {
     rows = std::min(item_rows, sequence.rows - i0);
     if (rows <= 0) return;
     C* scratch = workspace<C>(Slot::op, static_cast<size_t>(forward_scratch(p)));
     const auto take = [&](int64_t count) { return std::exchange(scratch, scratch + count); };
-    keys = take(kForwardKeys * stride), values = take(kForwardKeys * stride);
-    queries = take(item_rows * stride), out = take(item_rows * stride);
+    const auto take_steps = [&](int64_t count) { return reinterpret_cast<P*>(take(count)); };
+    static_assert(sizeof(P) == sizeof(C));
+    keys = take_steps(kForwardKeys * steps), values = take_steps(steps_of<P>(kForwardKeys) * stride);
+    queries = take_steps(item_rows * steps), out = take(item_rows * stride);
     probs = take(kForwardKeys * kPanelRows<C>);
     maximum = take(item_rows), sum = take(item_rows);
   }
@@ -125,8 +133,7 @@ struct ForwardItem {
   void run(const ForwardItem* next) {
     if (rows <= 0) return;
     for (int64_t i = 0; i < panels() * kPanelRows<C>; i += kPanelRows<C>)
-      io.read_panel(query_rows(i), depth, stride, static_cast<C>(p.scale * kLog2E), queries + i * stride,
-                    nullptr);
+      io.read_panel(query_rows(i), depth, query_factor<P>(p.scale * kLog2E), queries + i * steps, nullptr);
     std::fill(out, out + panels() * kPanelRows<C> * stride, C(0));
     std::fill(maximum, maximum + panels() * kPanelRows<C>, -static_cast<C>(INFINITY));
     std::fill(sum, sum + panels() * kPanelRows<C>, C(0));
@@ -160,8 +167,8 @@ struct ForwardItem {
   // Keys [j0, end) and zeros up to the row multiple.
   void read_keys(int64_t j0, int64_t end) {
     const int64_t count = round_up(end - j0, kRowMultiple);
-    io.read_rows(key_rows(p.key, j0, end), count, depth, stride, keys);
-    io.read_rows(key_rows(p.value, j0, end), count, depth, stride, values);
+    io.read_rows(key_rows(p.key, j0, end), count, depth, keys);
+    io.read_columns(key_rows(p.value, j0, end), count, depth, values);
   }
 
   static constexpr int64_t kFetches = 3;  // of `ahead` in add_tile
@@ -171,11 +178,10 @@ struct ForwardItem {
     Vec<C> before[kVectors], top[kVectors], origin[kVectors], correction[kVectors], total[kVectors];
     for (int v = 0; v < kVectors; ++v) top[v] = before[v] = load(maximum + i + v * kLanes<C>);
     ahead.fetch();
-    if (view.full) {
-      scores<C, false>(keys, depth, stride, queries + i * stride, view, probs, top);
-    } else {
-      scores<C, true>(keys, depth, stride, queries + i * stride, view, probs, top);
-    }
+    visit_bool(!view.full, [&](auto masked) {
+      scores<P, masked.value>(keys, steps_of<P>(depth), steps, queries + i * steps,
+                              score_factor<P>(p.scale * kLog2E), view, probs, top);
+    });
     for (int v = 0; v < kVectors; ++v) {
       origin[v] = top[v] == -static_cast<C>(INFINITY) ? Vec<C>{} : top[v];  // nothing seen so far
       correction[v] = exp2_below_128(before[v] - origin[v]);
@@ -193,7 +199,8 @@ struct ForwardItem {
       store(sum + i + v * kLanes<C>, total[v]);
     }
     ahead.fetch();
-    add_transposed<C, true>(stride, view.both, view.count, values, stride, probs, correction,
+    add_transposed<P, true>(stride, view.both, view.count, values, stride,
+                            pack_keys(view.count, probs, reinterpret_cast<P*>(probs)), correction,
                             out + i * stride);
   }
 
@@ -211,25 +218,28 @@ struct ForwardItem {
   }
 };
 
-template <class C>
+template <class P>
 void forward(const SpanAttentionForward& params) {
+  using C = SumOf<P>;
   const SpanAttention& p = params.problem;
-  if (decodes(p)) return decode(params);
+  if constexpr (!kIsPair<P>) {  // has none (cpu/avx512bf16.cpp)
+    if (decodes(p)) return decode(params);
+  }
   const int64_t rows = forward_rows(p);
   const int64_t tiles = ceil_div(max_rows(p), rows), heads = p.batch * p.heads;
   // The last queries see the most keys: the costly items go first.
   const int64_t items = tiles * heads, team = std::min<int64_t>(items, std::max(p.threads, 1));
   const auto item_at = [&](int64_t item) {
     const int64_t tile = tiles - 1 - item / heads, head = item % heads;
-    return ForwardItem<C>(params, head / p.heads, head % p.heads, tile * rows, rows);
+    return ForwardItem<P>(params, head / p.heads, head % p.heads, tile * rows, rows);
   };
   parallel_for(items, p.threads, [&](int64_t item) {
-    std::optional<ForwardItem<C>> next;
+    std::optional<ForwardItem<P>> next;
     if (item + team < items) next.emplace(item_at(item + team));
     item_at(item).run(next ? &*next : nullptr);
   });
   if (p.cu_seqlens == nullptr) return;
-  const Storage<C>& io = storage(p.dtype, Type<C>{});
+  const Storage<P>& io = storage(p.dtype, Type<P>{});
   for (int64_t n = p.cu_seqlens[p.batch]; n < p.rows; ++n) {  // rows of no sequence
     for (int64_t h = 0; h < p.heads; ++h) {
       std::memset(io.at(params.out, 0, h, n), 0, static_cast<size_t>(p.head_dim) * io.bytes);
@@ -241,11 +251,7 @@ void forward(const SpanAttentionForward& params) {
 }  // namespace
 
 void span_attention_forward(const SpanAttentionForward& params) {
-  if (params.problem.dtype == DType::f64) {
-    forward<double>(params);
-  } else {
-    forward<float>(params);
-  }
+  visit_packed(params.problem.dtype, [&]<class P>(Type<P>) { forward<P>(params); });
 }
 
 }  // namespace glm::cpu::GLM_ISA

@@ -20,7 +20,8 @@ inline constexpr int64_t kDecodeKeys = 512, kDecodeRows = 4;
 inline constexpr int64_t kMaxPanelRows = 32, kDepthMultiple = 16;
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return ceil_div(x, multiple) * multiple; }
-inline int64_t padded_depth(const SpanAttention& p) { return round_up(p.head_dim, kDepthMultiple); }
+inline int64_t padded(int64_t depth) { return round_up(depth, kDepthMultiple); }
+inline int64_t padded_depth(const SpanAttention& p) { return padded(p.head_dim); }
 
 // The longest sequence's rows and keys.
 inline int64_t max_rows(const SpanAttention& p) {
@@ -56,7 +57,8 @@ inline int64_t backward_chunks(const SpanAttention& p) {
   return std::clamp<int64_t>(ceil_div(kEnoughItems, heads), 1, most);
 }
 
-// Elements (float; double for f64) of one thread's scratch, or of one chunk's query gradients.
+// Elements (float; double for f64) of one thread's scratch, or of one chunk's query gradients. Pairs of bf16
+// (cpu/packed.h) take no more: keys and values, which are packed both ways, half of it each.
 inline int64_t forward_scratch(const SpanAttention& p) {
   const int64_t depth = padded_depth(p);
   return 2 * kForwardKeys * depth + 2 * forward_rows(p) * depth + kForwardKeys * kMaxPanelRows +
@@ -68,8 +70,8 @@ inline int64_t decode_partial(const SpanAttention& p) { return padded_depth(p) +
 
 inline int64_t backward_scratch(const SpanAttention& p) {
   const int64_t depth = padded_depth(p);
-  return 4 * kBlockKeys * depth + 4 * kBackwardRows * depth + 2 * kBackwardRows * kBackwardKeys +
-         2 * p.group() * round_up(max_rows(p), kBackwardRows);
+  return 5 * kBlockKeys * depth + 4 * kBackwardRows * depth + 2 * kBackwardRows * kBackwardKeys +
+         kBackwardKeys * kMaxPanelRows + 2 * p.group() * round_up(max_rows(p), kBackwardRows);
 }
 
 inline int64_t grad_query_chunk(const SpanAttention& p) {

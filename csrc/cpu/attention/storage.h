@@ -1,10 +1,10 @@
-// How the attention kernels read and write rows of the tensors' dtype. They compute in C alone, so they are
-// compiled for float and double only; these few functions are compiled for each dtype.
+// How the attention kernels read and write rows of the tensors' dtype. They multiply P and sum in C, and are
+// compiled for float and double, or for pairs of bf16 (cpu/packed.h); these few functions for each dtype.
 #pragma once
 
 #include "core/dispatch.h"
-#include "cpu/simd.h"
-#include "ops/span_attention.h"
+#include "cpu/attention/layout.h"
+#include "cpu/packed.h"
 
 namespace glm::cpu::GLM_ISA {
 
@@ -16,17 +16,21 @@ struct RowRange {
   int64_t first, last;
 };
 
-template <class C>
+template <class P>
 struct Storage {
+  using C = SumOf<P>;
+
   size_t bytes;  // of an element
 
-  // out[row][padded] = the first `count` rows, zeros past `depth`.
-  void (*read_rows)(const RowRange& rows, int64_t count, int64_t depth, int64_t padded, C* out);
-  // A query panel (tile.h): panel[depth][kPanelRows] = factor * rows, transposed; and where `copy` is not
-  // null, copy[slot][padded] = the row of each slot as it is.
-  void (*read_panel)(const RowRange& rows, int64_t depth, int64_t padded, C factor, C* panel, C* copy);
-  // The reverse of the first two; row i of a panel is multiplied by its slot's factor.
-  void (*write_rows)(const C* in, int64_t padded, int64_t depth, C factor, const RowRange& rows);
+  // out[row][row_steps(depth)] = the first `count` rows, packed along their depth, zeros past it.
+  void (*read_rows)(const RowRange& rows, int64_t count, int64_t depth, P* out);
+  // out[steps of count][padded(depth)] = the same rows packed along each other: of pairs two in one row.
+  void (*read_columns)(const RowRange& rows, int64_t count, int64_t depth, P* out);
+  // A query panel (tile.h): panel[row_steps(depth)][kPanelRows] = factor * rows, transposed (query_factor); and
+  // where `copy` is not null, the row of each slot as it is, copied as by read_columns.
+  void (*read_panel)(const RowRange& rows, int64_t depth, C factor, P* panel, P* copy);
+  // The reverse, of sums; row i of a panel is multiplied by its slot's factor.
+  void (*write_rows)(const C* in, int64_t depth, C factor, const RowRange& rows);
   void (*write_panel)(const C* panel, int64_t depth, const C* factor, const RowRange& rows);
 
   // Rows [i, ...) of head h of sequence b, of which [first, last) exist.
@@ -38,7 +42,13 @@ struct Storage {
   }
 };
 
+template <class P>
+int64_t row_steps(int64_t depth) {
+  return padded(steps_of<P>(depth));
+}
+
 const Storage<float>& storage(DType dtype, Type<float>);
 const Storage<double>& storage(DType dtype, Type<double>);
+const Storage<Pair>& storage(DType dtype, Type<Pair>);
 
 }  // namespace glm::cpu::GLM_ISA

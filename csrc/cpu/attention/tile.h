@@ -4,6 +4,10 @@
 //   scores^T = K Q^T      dP^T = V dO^T      out^T += V^T P^T      dQ^T += K^T dS^T
 // take keys and values by broadcast from plain rows, softmax needs no sum across lanes, and the probabilities
 // are the next product's panel as they lie. Only dK += dS^T Q and dV += P^T dO have D in the lanes.
+//
+// P is what is multiplied (cpu/packed.h), C what is summed. Of pairs a panel is [depth / 2][kPanelRows], and
+// rows lie packed along their depth, or two rows in one, whichever a product sums over; probabilities and
+// gradients of scores, computed in C, are rounded to pairs first.
 #pragma once
 
 #include <type_traits>
@@ -62,13 +66,43 @@ GLM_INLINE void for_row_tiles(int64_t rows, const Body& body) {
   for (; row < rows; row += kShortRows) body(std::integral_constant<int, kShortRows>{}, row);
 }
 
+// What queries are multiplied with as they are read, and scores after the product: floats take scale * log2(e)
+// at once, pairs would round again.
+template <class P>
+SumOf<P> query_factor(double scale) {
+  return kIsPair<P> ? SumOf<P>(1) : static_cast<SumOf<P>>(scale);
+}
+template <class P>
+SumOf<P> score_factor(double scale) {
+  return kIsPair<P> ? static_cast<SumOf<P>>(scale) : SumOf<P>(1);
+}
+
+// Scores [count][kPanelRows] as add_transposed multiplies them: of pairs two keys in one, written to `packed`,
+// which may be their own place.
+template <class P, class C = SumOf<P>>
+GLM_INLINE const P* pack_keys([[maybe_unused]] int64_t count, const C* scores, [[maybe_unused]] P* packed) {
+  if constexpr (kIsPair<P>) {
+    for (int64_t key = 0; key < count; key += 2) {
+      const C* const from = scores + key * kPanelRows<C>;
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVectors<C>; ++v)
+        store(packed + key / 2 * kPanelRows<C> + v * kLanes<C>,
+              pair_lanes(load(from + v * kLanes<C>), load(from + kPanelRows<C> + v * kLanes<C>)));
+    }
+    return packed;
+  } else {
+    return scores;
+  }
+}
+
 // out[row][panel] += sum_k a[k][row] * b[k][panel] for `rows` rows (a multiple of 8), the sum so far scaled
 // by `factor` per query first: out^T += V^T P^T and dQ^T += K^T dS^T. From k = both on, the panel's second
-// vector alone.
-template <class C, bool kScaled>
-[[gnu::noinline]] void add_transposed(int64_t rows, int64_t both, int64_t depth, const C* a, int64_t a_stride,
-                                      const C* b, const Vec<C>* factor, C* out) {
+// vector alone. Strides count steps of P, k does not.
+template <class P, bool kScaled, class C = SumOf<P>>
+[[gnu::noinline]] void add_transposed(int64_t rows, int64_t both, int64_t depth, const P* a, int64_t a_stride,
+                                      const P* b, const Vec<C>* factor, C* out) {
   constexpr int kVectors = kPanelVectors<C>, kWidth = kPanelRows<C>;
+  both = steps_of<P>(both), depth = steps_of<P>(depth);
   for_row_tiles(rows, [&](auto height, int64_t row) GLM_INLINE_BODY {
     Tile<C, height.value, kVectors> tile;
     C* const at = out + row * kWidth;
