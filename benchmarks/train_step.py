@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import multiprocessing
 import resource
 from collections.abc import Callable, Iterator
@@ -59,18 +60,19 @@ def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Ba
     return step
 
 
-def build_steps(config: GLMConfig) -> dict[str, Callable[[], Callable[[], None]]]:
-    """Each peer's step, to be built where it is wanted."""
+def build_steps(config: GLMConfig, bf16: bool = False) -> dict[str, Callable[[], Callable[[], None]]]:
+    """Each peer's step, to be built where it is wanted. bf16: under autocast, as precision = "bf16" trains."""
     batch = make_batch(config)
     torch.manual_seed(0)
     model = GLM(config)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
     def ours() -> Callable[[], None]:
-        return make_step(model, model.loss, batch)
+        return make_step(model, autocast(model.loss), batch)
 
     def plain(compiled: bool = False) -> Callable[[], None]:
         twin = plain_twin(model)
-        return make_step(twin, torch.compile(twin.loss) if compiled else twin.loss, batch)
+        return make_step(twin, autocast(torch.compile(twin.loss) if compiled else twin.loss), batch)
 
     return {
         OURS: ours,
@@ -84,16 +86,16 @@ def base(dropout: float) -> GLMConfig:
 
 
 def step_cases() -> Iterator[Case]:
-    """With and without dropout, as a suite of benchmarks.compare."""
+    """With and without dropout, in both precisions, as a suite of benchmarks.compare."""
 
-    def peers(config: GLMConfig) -> dict[str, Peer]:
-        return {name: build() for name, build in build_steps(config).items()}
+    def peers(config: GLMConfig, bf16: bool) -> dict[str, Peer]:
+        return {name: build() for name, build in build_steps(config, bf16).items()}
 
-    for dropout in (0.1, 0.0):
+    for precision, dropout in itertools.product(("f32", "bf16"), (0.1, 0.0)):
         yield Case(
             op="GLM-base step",
-            name=f"B={B} S={S} a={PREFIX} dropout={dropout} f32",
-            peers=functools.partial(peers, base(dropout)),
+            name=f"B={B} S={S} a={PREFIX} dropout={dropout} {precision}",
+            peers=functools.partial(peers, base(dropout), precision == "bf16"),
             flops=useful_flops(
                 base(dropout),
                 tokens=B * S,
