@@ -48,15 +48,25 @@ def few_shot_table(report: Report) -> str:
     rows = report["few_shot"]
     forms = list(dict.fromkeys(row["form"] for row in rows))
     lines = [f"| of each label | {' | '.join(forms)} |", f"| ---{' | ---' * len(forms)} |"]
+    found = {form: scores(rows, form) for form in forms}
     for per_class in sorted({row["per_class"] for row in rows}):
         cells = [
-            f"{mean:.1f} ± {spread:.1f}" for mean, spread in (score(rows, form, per_class) for form in forms)
+            f"{found[form][per_class][0]:.1f} ± {found[form][per_class][1]:.1f}"
+            if per_class in found[form]
+            else ""
+            for form in forms
         ]
         lines.append(f"| {per_class} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", small_print(report), ""])
 
 
-def score(rows: list[dict[str, Any]], form: str, per_class: int) -> tuple[float, float]:
-    """Mean and sample deviation."""
-    found = [row["accuracy"] for row in rows if (row["form"], row["per_class"]) == (form, per_class)]
-    return statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+def scores(rows: list[dict[str, Any]], form: str) -> dict[int, tuple[float, float]]:
+    """Mean and sample deviation by number of examples; one under way has not come to all of them."""
+    accuracies: dict[int, list[float]] = {}
+    for row in rows:
+        if row["form"] == form:
+            accuracies.setdefault(row["per_class"], []).append(row["accuracy"])
+    return {
+        size: (statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0)
+        for size, found in sorted(accuracies.items())
+    }

@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot
 
 from .cases import OURS
-from .experiments import HELD_OUT, score, title
+from .experiments import HELD_OUT, scores, title
 from .report import gflops_of, ratio
 from .result_file import Report, read
 
@@ -171,9 +171,10 @@ def few_shot(figure: Any, reports: dict[str, Report]) -> None:
         sizes = sorted({row["per_class"] for row in rows})
         forms = dict.fromkeys(row["form"] for row in rows)
         for form, colour in zip(forms, (OUR_COLOUR, *PEER_COLOURS), strict=False):
-            means, spreads = zip(*(score(rows, form, size) for size in sizes), strict=True)
+            found = scores(rows, form)
+            means, spreads = zip(*found.values(), strict=True)
             axes.errorbar(
-                sizes, means, spreads, color=colour, marker="o", markersize=3, capsize=3, label=form
+                list(found), means, spreads, color=colour, marker="o", markersize=3, capsize=3, label=form
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])

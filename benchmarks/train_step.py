@@ -61,7 +61,7 @@ def make_step(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Ba
 
 
 def build_steps(config: GLMConfig, bf16: bool = False) -> dict[str, Callable[[], Callable[[], None]]]:
-    """Each peer's step, to be built where it is wanted. bf16: under autocast, as precision = "bf16" trains."""
+    """Each peer's step, to be built where it is wanted; bf16: under autocast, as `precision: bf16` trains."""
     batch = make_batch(config)
     torch.manual_seed(0)
     model = GLM(config)

@@ -115,8 +115,10 @@ def test_curves_stand_side_by_side_by_objective(measured):
 def test_few_shot_results_are_a_mean_and_a_deviation(measured):
     rows = [{"form": "cloze", "per_class": 16, "seed": i, "accuracy": 50.0 + 10 * i} for i in (1, 2, 3)]
     rows += [{"form": "head", "per_class": 16, "seed": 1, "accuracy": 55.0}]
+    rows += [{"form": "cloze", "per_class": 32, "seed": 1, "accuracy": 90.0}]  # the head has not come so far
     lines = experiments.few_shot_table({"conditions": measured["conditions"], "few_shot": rows}).splitlines()
     assert lines[0] == "| of each label | cloze | head |" and lines[2] == "| 16 | 70.0 ± 10.0 | 55.0 ± 0.0 |"
+    assert lines[3] == "| 32 | 90.0 ± 0.0 |  |"
 
 
 def test_as_many_examples_are_drawn_of_each_label():
