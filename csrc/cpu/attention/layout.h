@@ -58,7 +58,7 @@ inline int64_t backward_chunks(const SpanAttention& p) {
 }
 
 // Elements (float; double for f64) of one thread's scratch, or of one chunk's query gradients. Pairs of bf16
-// (cpu/packed.h) take no more: keys and values, which are packed both ways, half of it each.
+// (cpu/packed.h) take half the place, or as much in rows of up to 16 elements; backward has keys twice then.
 inline int64_t forward_scratch(const SpanAttention& p) {
   const int64_t depth = padded_depth(p);
   return 2 * kForwardKeys * depth + 2 * forward_rows(p) * depth + kForwardKeys * kMaxPanelRows +

@@ -46,15 +46,15 @@ void read_rows(const RowRange& range, int64_t count, int64_t depth, P* out) {
   }
 }
 
-// out[steps of kCount][padded]: kCount vectors from element d of as many rows.
+// out[steps of kCount][width]: kCount vectors from element d of as many rows.
 template <int kCount, class P>
-GLM_INLINE void store_columns(const Vec<P> (&block)[kCount], int64_t d, int64_t padded, P* out) {
+GLM_INLINE void store_columns(const Vec<P> (&block)[kCount], int64_t d, int64_t width, P* out) {
 #pragma GCC unroll 16
   for (int i = 0; i < kCount; i += kPerStep<P>) {
-    P* const row = out + steps_of<P>(i) * padded + d;
+    P* const row = out + steps_of<P>(i) * width + d;
     if constexpr (kIsPair<P>) {
       store(row, pair_rows<false>(block[i], block[i + 1]));
-      if (d + kLanes<P> < padded) store(row + kLanes<P>, pair_rows<true>(block[i], block[i + 1]));
+      if (d + kLanes<P> < width) store(row + kLanes<P>, pair_rows<true>(block[i], block[i + 1]));
     } else {
       store(row, block[i]);
     }
