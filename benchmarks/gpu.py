@@ -58,13 +58,14 @@ def ours(
 ) -> dict[str, Callable[[], Any]]:
     """Of an op that has kernels of warpgroups: once without, and once with, where this build and card can.
 
-    And by each of `ways`, "five_products" and "atomics", of its backward. Backward runs as forward did:
-    `training` runs it right after.
+    And by each of `ways`: "ffma", or, of its backward, "five_products" and "atomics". Backward runs as
+    forward did: `training` runs it right after.
     """
 
     def kind(wgmma: bool = False, way: str = "") -> Callable[[], Any]:
         def run() -> Any:
             _C.use_wgmma(wgmma)
+            _C.use_ffma(way == "ffma")
             _cuda.five_products, _cuda.atomics = way == "five_products", way == "atomics"
             return forward()
 
@@ -72,7 +73,7 @@ def ours(
 
     hopper = "90a" in _C.cuda_architectures().split() and torch.cuda.get_device_capability()[0] == 9
     kinds = {name: kind()}
-    if hopper:
+    if hopper and "ffma" not in ways:  # which is for float32
         kinds[f"{name}, warpgroups"] = kind(wgmma=True)
     return kinds | {f"{name}, {way.replace('_', ' ')}": kind(way=way) for way in ways}
 
@@ -80,36 +81,51 @@ def ours(
 # ------------------------------------------------------------------------------------------------------ cases
 
 
-def attention(B: int, H: int, S: int, D: int, prefix: int, backward: bool, dropout_p: float = 0.0) -> Case:
+def attention(
+    B: int,
+    H: int,
+    S: int,
+    D: int,
+    prefix: int,
+    backward: bool,
+    dropout_p: float = 0.0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Case:
     pairs = sum(max(prefix, i + 1) for i in range(S))
-    # With fewer heads, sums are added to in any order or not at all (csrc/cuda/attention/backward.cuh).
-    ways = ("five_products", "atomics") if B * H >= 128 else ("atomics",)
+    ways: tuple[str, ...] = ()
+    if dtype == torch.float32:
+        ways = ("ffma",)
+    elif backward:
+        # With fewer heads, sums are added to in any order or not at all (csrc/cuda/attention/backward.cuh).
+        ways = ("five_products", "atomics") if B * H >= 128 else ("atomics",)
 
     def forwards() -> tuple[list[Tensor], dict[str, Callable[[], Any]]]:
-        packed = random(B, S, 3, H, D, grad=backward)
-        apart = [random(B, S, H, D, grad=backward) for _ in range(3)]  # peers would concatenate gradients
+        packed = random(B, S, 3, H, D, dtype=dtype, grad=backward)
+        # peers would concatenate gradients
+        apart = [random(B, S, H, D, dtype=dtype, grad=backward) for _ in range(3)]
         q, k, v = (t.transpose(1, 2) for t in apart)
         mask = reference.visible(S, S, prefix).to(DEVICE)
         lengths = torch.full((B,), prefix, device=DEVICE)
         peers: dict[str, Callable[[], Any]] = {}
         if has_kernel("span_attention", q.dtype, gradient=backward):
             peers |= ours(
-                lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p),
-                ways=ways if backward else (),
+                lambda: ops.span_attention_qkvpacked(packed, lengths, dropout_p=dropout_p), ways=ways
             )
         peers["SDPA, bool mask"] = lambda: F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
         if dropout_p > 0:
             return [packed, *apart], peers
         peers["SDPA, causal (less work)"] = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
         peers["FlexAttention, compiled"] = set_up_later(lambda: flex(q, k, v, prefix))
-        if importlib.util.find_spec("flash_attn"):
+        if dtype != torch.float32 and importlib.util.find_spec("flash_attn"):
             peers["flash-attn, twice"] = set_up_later(lambda: flash_twice(q, k, v, prefix))
         return [packed, *apart], peers
 
     direction = "fwd+bwd" if backward else "fwd"
     name = f"span_attention {direction} B={B} H={H} S={S} D={D} a={prefix}"
     name += f" p={dropout_p}" if dropout_p > 0 else ""
-    return Case(name, (3.5 if backward else 1) * 4 * D * pairs * B * H, 0, forwards, backward)
+    name += " float32" if dtype == torch.float32 else ""
+    flops = (3.5 if backward else 1) * 4 * D * pairs * B * H
+    return Case(name, flops, 0, forwards, backward, of_peak=dtype != torch.float32)
 
 
 def decoding(B: int, H: int, T: int, D: int) -> Case:
@@ -316,6 +332,7 @@ def all_cases() -> Iterator[Case]:
             yield attention(8, 16, 1024, 64, prefix, backward)
         yield attention(4, 16, 2048, 128, 1638, backward)
     yield attention(8, 16, 1024, 64, 819, True, dropout_p=0.1)
+    yield attention(2, 16, 1024, 64, 819, True, dtype=torch.float32)
     yield packed_attention(64, 16, 1024, 64)
     yield decoding(32, 16, 4096, 64)
     yield layer_norm(16384, 1024)

@@ -39,6 +39,7 @@ __all__: list[str] = [
     "span_attention_forward",
     "span_attention_workspace",
     "sum_groups",
+    "use_ffma",
     "use_wgmma",
 ]
 
@@ -301,6 +302,11 @@ def span_attention_workspace(
 def sum_groups(rows: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
     How many partial sums a bias gradient over `rows` rows is taken in.
+    """
+
+def use_ffma(wanted: bool) -> None:
+    """
+    Whether attention on GPUs multiplies float32 by FFMA; as GLM_FFMA=1 says at first.
     """
 
 def use_wgmma(wanted: bool) -> None:

@@ -30,6 +30,7 @@ SMALL = [
     "no:cacheprovider",
     "python_tests/gpu/test_ops.py",
     "python_tests/gpu/test_wgmma.py",
+    "python_tests/gpu/test_ffma.py",
     "-k",
     "test_small",
 ]

@@ -42,4 +42,6 @@ void glm::register_info(py::module_& m) {
   m.def("use_wgmma", &glm::cuda::use_wgmma, "wanted"_a,
         "Whether Hopper GPUs run the kernels of warpgroups, where an op has them; as GLM_WGMMA=1 says at "
         "first.");
+  m.def("use_ffma", &glm::cuda::use_ffma, "wanted"_a,
+        "Whether attention on GPUs multiplies float32 by FFMA; as GLM_FFMA=1 says at first.");
 }

@@ -11,6 +11,7 @@ const Kernels& kernels() {
 
 std::vector<Device> devices() { return {}; }
 void use_wgmma(bool) {}
+void use_ffma(bool) {}
 
 DeviceGuard::DeviceGuard(int) : before_(0) {}
 DeviceGuard::~DeviceGuard() = default;

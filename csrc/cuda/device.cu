@@ -24,11 +24,18 @@ std::vector<Device> devices() {
 
 namespace {
 
+bool is_set(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value != nullptr && std::string_view(value) == "1";
+}
+
 std::atomic<bool>& wants_wgmma() {
-  static std::atomic<bool> wanted = [] {
-    const char* value = std::getenv("GLM_WGMMA");
-    return value != nullptr && std::string_view(value) == "1";
-  }();
+  static std::atomic<bool> wanted = is_set("GLM_WGMMA");
+  return wanted;
+}
+
+std::atomic<bool>& wants_ffma() {
+  static std::atomic<bool> wanted = is_set("GLM_FFMA");
   return wanted;
 }
 
@@ -47,6 +54,10 @@ bool has_wgmma() {
 }
 
 void use_wgmma(bool wanted) { wants_wgmma() = wanted; }
+
+bool uses_ffma() { return wants_ffma(); }
+
+void use_ffma(bool wanted) { wants_ffma() = wanted; }
 
 DeviceGuard::DeviceGuard(int device) {
   GLM_CUDA_CHECK(cudaGetDevice(&before_));

@@ -19,6 +19,11 @@ std::vector<Device> devices();
 bool has_wgmma();
 void use_wgmma(bool);
 
+// Whether attention multiplies floats by FFMA (attention/product_ffma.cuh) rather than by 3xTF32: where asked
+// for, by GLM_FFMA=1 or use_ffma(true).
+bool uses_ffma();
+void use_ffma(bool);
+
 // Makes a device the current one, and puts back the one before.
 class DeviceGuard {
  public:

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "binding/register.h"
+#include "cuda/device.h"
 #include "simt/counters.h"
 #include "simt/machine.h"
 #include "simt/memory.h"
@@ -49,6 +50,7 @@ PYBIND11_MODULE(glm_ext_simt, m) {
       },
       "What memory accesses cost since the last call, by line of source.");
 
+  m.def("use_ffma", &glm::cuda::use_ffma, "wanted"_a, "As in glm_ext._C; off at first.");
   m.def(
       "take_products", [] { return std::exchange(product_count, 0); },
       "How many products of warpgroups warps have started since the last call.");

@@ -1,6 +1,7 @@
 // Every call of glm_ext_simt is for the CUDA kernels, on the host: it has no others (simt/kernels.cpp).
 #include "binding/target.h"
 
+#include "cuda/device.h"
 #include "simt/machine.h"
 
 bool pybind11::detail::type_caster<glm::Target>::load(handle, bool) {
@@ -11,6 +12,12 @@ bool pybind11::detail::type_caster<glm::Target>::load(handle, bool) {
 namespace glm::cuda {
 
 bool has_wgmma() { return simt::options().hopper; }
+
+namespace {
+bool ffma_wanted = false;
+}
+bool uses_ffma() { return ffma_wanted; }
+void use_ffma(bool wanted) { ffma_wanted = wanted; }
 
 DeviceGuard::DeviceGuard(int) : before_(0) {}
 DeviceGuard::~DeviceGuard() = default;

@@ -1,6 +1,7 @@
 """The fused ops. Importing this registers them under torch.ops.glm_ext."""
 
 from glm_ext.ops._cuda import allow_atomics as allow_atomics
+from glm_ext.ops._cuda import use_ffma as use_ffma
 from glm_ext.ops.dropout_add_layer_norm import dropout_add_layer_norm
 from glm_ext.ops.embedding_2d import embedding_2d
 from glm_ext.ops.embedding_2d import tied_embedding_2d as tied_embedding_2d  # for glm_ext.model

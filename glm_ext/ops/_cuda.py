@@ -64,6 +64,20 @@ def allow_atomics(allowed: bool = True) -> None:
     atomics = allowed
 
 
+def use_ffma(wanted: bool = True) -> None:
+    """Whether attention in float32 on a GPU multiplies by FFMA, for this process.
+
+    Off at first (on with ``GLM_FFMA=1`` in the environment): tensor cores multiply floats as three products
+    of tf32, which leaves out what is below 2^-22 of a product. On, the float units multiply, slower, and each
+    product is rounded once, with the sum that it is added to. Nothing else changes: no other dtype, no other
+    op, and nothing on a CPU.
+
+    >>> use_ffma()
+    >>> use_ffma(False)
+    """
+    _C.use_ffma(wanted)
+
+
 def has_kernel(op: str, dtype: torch.dtype, gradient: bool = False) -> bool:
     """Whether this build runs `op` on a GPU; with `gradient`, whether it also runs its backward there."""
     names = (op, f"{op}_backward") if gradient else (op,)

@@ -126,9 +126,9 @@ def check_packed_attention(inputs: list[Tensor], dropout_p: float) -> None:
     )
 
 
-def attention_twice(head_dim: int) -> list[list[Tensor | None]]:
+def attention_twice(head_dim: int, dtype: torch.dtype = torch.bfloat16) -> list[list[Tensor | None]]:
     """Outputs and gradients of one small case, run twice: for compute-sanitizer."""
-    inputs, _ = attention_simt.make_inputs(((1, 2, 1, 200, 330, head_dim), [150], None, None), torch.bfloat16)
+    inputs, _ = attention_simt.make_inputs(((1, 2, 1, 200, 330, head_dim), [150], None, None), dtype)
     return [
         forward_and_backward(ops.span_attention, on_gpu(inputs), dropout_p=0.1, return_lse=True)
         for _ in range(2)

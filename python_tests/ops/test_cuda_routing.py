@@ -94,6 +94,14 @@ def test_atomics_are_allowed_and_forbidden(monkeypatch: pytest.MonkeyPatch) -> N
     assert _cuda.way_to_grad_query() == _cuda.GradQuery.SUMS_IN_ORDER
 
 
+def test_ffma_is_asked_for_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    monkeypatch.setattr(_cuda, "_C", SimpleNamespace(use_ffma=wanted.append))
+    ops.use_ffma()
+    ops.use_ffma(False)
+    assert wanted == [True, False]
+
+
 def test_the_table_names_registered_ops() -> None:
     for name in _cuda.KERNELS:
         assert hasattr(torch.ops.glm_ext, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -49,11 +50,20 @@ def has_few_keys(case: Case) -> bool:
     )
 
 
+@pytest.fixture
+def use_ffma(simt: Simt) -> Iterator[Callable[[bool], None]]:
+    yield simt.module.use_ffma
+    simt.module.use_ffma(False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100))
-def test_span_attention(simt: Simt, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where dQ comes from sums."""
+def test_span_attention(
+    simt: Simt, seed: int, monkeypatch: pytest.MonkeyPatch, use_ffma: Callable[[bool], None]
+) -> None:
+    """Also where dQ comes from sums, and where floats are multiplied by FFMA."""
     rng = random.Random(seed)
+    use_ffma(seed % 5 > 1)
     monkeypatch.setattr(_cuda, ["atomics", "five_products"][seed % 2], seed % 3 > 0)
     case = random_case(rng)
     inputs, options = make_inputs(case, rng.choice(GPU_DTYPES))

@@ -97,11 +97,16 @@ def test_packed_matches_reference(
 
 
 def check_packed(
-    simt: Simt, cu_seqlens: list[int], prefix_len: list[int], head_dim: int, dropout_p: float
+    simt: Simt,
+    cu_seqlens: list[int],
+    prefix_len: list[int],
+    head_dim: int,
+    dropout_p: float,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     torch.manual_seed(0)
-    q = torch.randn(131, 2, head_dim).bfloat16()
-    k, v = torch.randn(2, 131, 1, head_dim).bfloat16()
+    q = torch.randn(131, 2, head_dim).to(dtype)
+    k, v = torch.randn(2, 131, 1, head_dim).to(dtype)
     k[cu_seqlens[-1] :] = v[cu_seqlens[-1] :] = float("nan")
     with simt.in_place_of_C():
         check_op(

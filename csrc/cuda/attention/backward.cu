@@ -10,9 +10,10 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr int kStatisticsThreads = 128, kQueryThreads = 128;
 
-// Delta is the diagonal of dO out^T, by the mma that dP comes from: out is the value of the one key that a
-// row sees, and delta has the bits of dP. A warp takes 16 rows, in 4-byte words from global memory.
-template <class T>
+// Delta is the diagonal of dO out^T, by the mma or the chains of fmaf that dP comes from: out is the value of the
+// one key that a row sees, and delta has the bits of dP. A warp takes 16 rows from global memory: in 4-byte words
+// for the mma; for the chains in chunks of 16 bytes, and the four lanes of a row compute the same.
+template <class T, Products kProducts>
 __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(BackwardLaunch launch) {
   const SpanAttention& p = launch.op.problem;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -24,21 +25,46 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(Backward
         launch.query_sums.of(copy, launch.statistics.place(p, tile, h) + tile.first + warp * 16, 0, lane);
     for (int i = 0; i < launch.query_sums.dim / 2; ++i) store_global(sums + i * kWarp, 0.0f);
   }
-  const int row = tile.first + warp * 16 + lane / 4;                 // and 8 further: in the sequence
-  const auto word = [&](const AttentionRows& x, int i, int chunk) {  // word t of a chunk of 16 bytes
-    if (i >= tile.first + tile.count || chunk * kChunk<T> >= head_dim) return 0u;
+  const int row = tile.first + warp * 16 + lane / 4;  // and 8 further: in the sequence
+  const AttentionRows &grad_out = launch.op.grad_out, &out = launch.op.out;
+  const auto part = [&]<class Part>(Type<Part>, const AttentionRows& x, int i, int chunk, int at) {
+    if (i >= tile.first + tile.count || chunk * kChunk<T> >= head_dim) return Part{};
     const T* place = rows_of<T>(x, p, tile, h, tile.sequence.first_row) + i * x.row + chunk * kChunk<T>;
-    return load_global(reinterpret_cast<const uint32_t*>(place) + lane % 4);
+    return load_global(reinterpret_cast<const Part*>(place) + at);
   };
-  float products[2][4] = {};  // rows 0 to 7 and 8 to 15 of out
-  for (int chunk = 0; chunk * kChunk<T> < head_dim; chunk += 2) {
-    const AttentionRows &grad_out = launch.op.grad_out, &out = launch.op.out;
-    const LeftFragment<T> left({word(grad_out, row, chunk), word(grad_out, row + 8, chunk),
-                                word(grad_out, row, chunk + 1), word(grad_out, row + 8, chunk + 1)});
-    multiply<T>(products[0], left, word(out, row, chunk), word(out, row, chunk + 1));
-    multiply<T>(products[1], left, word(out, row + 8, chunk), word(out, row + 8, chunk + 1));
+  float deltas[2] = {};  // of rows g and g + 8
+  if constexpr (kProducts == Products::ffma) {
+    for (int first = 0; first * kChunk<T> < head_dim; first += kRowChain / kChunk<T>) {
+      float chains[2] = {};
+#pragma unroll 2
+      for (int chunk = first; chunk < first + kRowChain / kChunk<T>; ++chunk)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const Type<Pack<float, 4>> whole;
+          const auto left = part(whole, grad_out, row + half * 8, chunk, 0);
+          const auto right = part(whole, out, row + half * 8, chunk, 0);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) chains[half] = fmaf(left.value[k], right.value[k], chains[half]);
+        }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) deltas[half] += chains[half];
+    }
+  } else {
+    const auto word = [&](const AttentionRows& x, int i, int chunk) {  // word t of a chunk of 16 bytes
+      return part(Type<uint32_t>{}, x, i, chunk, lane % 4);
+    };
+    float products[2][4] = {};  // rows 0 to 7 and 8 to 15 of out
+    for (int chunk = 0; chunk * kChunk<T> < head_dim; chunk += 2) {
+      const LeftFragment<T> left({word(grad_out, row, chunk), word(grad_out, row + 8, chunk),
+                                  word(grad_out, row, chunk + 1), word(grad_out, row + 8, chunk + 1)});
+      multiply<T>(products[0], left, word(out, row, chunk), word(out, row, chunk + 1));
+      multiply<T>(products[1], left, word(out, row + 8, chunk), word(out, row + 8, chunk + 1));
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      deltas[half] = lane / 4 % 2 == 0 ? products[half][half * 2] : products[half][half * 2 + 1];
   }
-  if (lane % 4 != lane / 8) return;  // the others have nothing of the diagonal
+  if (lane % 4 != lane / 8) return;  // of the four lanes of a row this one has the diagonal of the mma
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = row + half * 8;
@@ -49,8 +75,7 @@ __global__ void __launch_bounds__(kStatisticsThreads) statistics_kernel(Backward
     RowStatistic result{kInfinity, 0.0f, 0.0f, 0.0f};
     if (lse != -kInfinity) {
       const float grad_lse = launch.op.grad_lse.data == nullptr ? 0.0f : statistic(launch.op.grad_lse);
-      const float delta = lane / 4 % 2 == 0 ? products[half][half * 2] : products[half][half * 2 + 1];
-      result = {lse * static_cast<float>(kLog2E), delta, grad_lse, 0.0f};
+      result = {lse * static_cast<float>(kLog2E), deltas[half], grad_lse, 0.0f};
     }
     store_global(launch.statistics.of(p, tile, h) + i, result);
   }
@@ -125,8 +150,13 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
   launch_tile_list(p, TilesOf::keys, kTileRows, params.keys, stream);
   if (p.rows > 0) {
     visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
-      launch(statistics_kernel<T>, tile_grid(p, TilesOf::rows, kTileRows), dim3{kStatisticsThreads, 1, 1}, 0,
-             stream, params);
+      const auto launch_statistics = [&]<Products kProducts>(By<kProducts>) {
+        launch(statistics_kernel<T, kProducts>, tile_grid(p, TilesOf::rows, kTileRows),
+               dim3{kStatisticsThreads, 1, 1}, 0, stream, params);
+      };
+      if constexpr (std::is_same_v<T, float>)
+        if (uses_ffma()) return launch_statistics(By<Products::ffma>{});
+      launch_statistics(By<Products::mma>{});
     });
     if (query_sums.copies == 0) launch_grad_query(params, stream);
   }

@@ -92,12 +92,13 @@ struct BackwardLaunch {
   TileList rows, keys;
 };
 
-// kWarpgroup: with the products of a Hopper GPU's warpgroups (cuda/wgmma.cuh). kWalkRows: rows that walk by.
-template <class Element, int kPaddedDim, bool kWithWarpgroup, int kWalkRows>
+// kWalkRows: rows that walk by.
+template <class Element, int kPaddedDim, Products kWay, int kWalkRows>
 struct BackwardTraits {
   using T = Element;
   static constexpr int kHeadDim = kPaddedDim;
-  static constexpr bool kWarpgroup = kWithWarpgroup;
+  static constexpr Products kProducts = kWay;
+  static constexpr bool kWarpgroup = kProducts == Products::warpgroup;
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
   static constexpr int kTile = 64;  // rows that stay: 4 warps of 16
   static constexpr int kWalk = kWalkRows;
@@ -112,9 +113,9 @@ struct BackwardTraits {
 };
 
 template <class T, int kPaddedDim>
-inline constexpr int kMmaWalk = kPaddedDim * sizeof(T) <= 128   ? 64
-                                : kPaddedDim * sizeof(T) <= 512 ? 32
-                                                                : 16;
+inline constexpr int kWarpWalk = kPaddedDim * sizeof(T) <= 128   ? 64
+                                 : kPaddedDim * sizeof(T) <= 512 ? 32
+                                                                 : 16;
 
 // The walk of a block over `steps` tiles: start(step) begins to copy a tile, prepare(step) writes what else it
 // needs, then, behind a barrier, work(step) finds it. The copy of the next tile is on its way meanwhile, where
@@ -141,13 +142,18 @@ __device__ __forceinline__ void walk(int steps, const Start& start, const Prepar
   copy_async_wait<0>();
 }
 
-// Calls function(Type<T>{}, dim, warpgroups) with what the kernels for this problem and card are compiled for.
+template <Products kProducts>
+using By = std::integral_constant<Products, kProducts>;
+
+// Calls function(Type<T>{}, dim, By<products>{}) with what the kernels for this problem and card are compiled for.
 template <class Function>
 void visit_backward(const SpanAttention& p, Function&& function) {
   visit_attention(p, [&]<class T>(Type<T> type, auto dim) {
     if constexpr (sizeof(T) == 2 && dim.value <= 128)
-      if (has_wgmma()) return function(type, dim, std::true_type{});
-    function(type, dim, std::false_type{});
+      if (has_wgmma()) return function(type, dim, By<Products::warpgroup>{});
+    if constexpr (std::is_same_v<T, float>)
+      if (uses_ffma()) return function(type, dim, By<Products::ffma>{});
+    function(type, dim, By<Products::mma>{});
   });
 }
 

@@ -2,7 +2,7 @@
 //
 // A block takes 64 query rows of one head, a warp 16 of them (long sequences: twice as many, which halves
 // what is read for each), and walks the key tiles that they see from right to left: S = Q K^T and O += P V by
-// mma.sync (attention/product.cuh), softmax online in base 2 (Dao, "FlashAttention-2", 2023), K and V of the
+// mma.sync or FFMA (attention/product.cuh), softmax online in base 2 (Dao, "FlashAttention-2", 2023), K and V of the
 // next tile on their way by cp.async. What a tile is comes from integers alone (core/span_mask.h):
 //
 //     keys   0 ... begin | begin ............ full_end | ......... seen_end | ...... T
@@ -14,22 +14,32 @@
 
 #include "cuda/attention/forward.cuh"
 #include "cuda/attention/product.cuh"
+#include "cuda/device.h"
 #include "cuda/kernels.h"
 
 namespace glm::cuda {
 namespace {
 
-template <class Element, int kPaddedDim, int kSixteens>
+template <class Element, int kPaddedDim, int kSixteens, Products kWay>
 struct ForwardTraits {
   using T = Element;
+  static constexpr Products kProducts = kWay;
   static constexpr int kHeadDim = kPaddedDim;
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
   static constexpr int kM = kSixteens;   // of rows a warp
   static constexpr int kRows = 64 * kM;  // 4 warps
-  static constexpr int kKeys = kRowBytes > 512 ? 16 : kRowBytes > 128 && kM == 2 ? 32 : 64;
+  // FFMA unrolls its code for every key of a tile, and small tiles leave room for blocks that hide its loads.
+  static constexpr bool kFfma = kProducts == Products::ffma;
+  static constexpr int kKeys = kFfma                        ? (kRowBytes > 256 ? 16 : 32)
+                               : kRowBytes > 512            ? 16
+                               : kRowBytes > 128 && kM == 2 ? 32
+                                                            : 64;
   static constexpr int kStages = kRowBytes <= 512 ? 2 : 1;
   static constexpr int kThreads = 128;
-  static constexpr int kBlocksPerSm = kRowBytes <= 128 && kM == 1 ? 3 : kRowBytes <= 256 ? 2 : 1;
+  static constexpr int kSmallBytes = kFfma ? 256 : 128;
+  static constexpr int kBlocksPerSm = kRowBytes <= kSmallBytes && kM == 1 ? 3
+                                      : kRowBytes <= 2 * kSmallBytes      ? 2
+                                                                          : 1;
 
   struct Shared {
     Panel<T, kRows, kHeadDim> query;  // and the output on its way out
@@ -87,7 +97,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     __syncthreads();
 
     float scores[Traits::kM][kKeys / 8][4] = {};
-    add_row_products<T, kKeys>(scores, shared.query, warp_row, shared.key[stage], lane);
+    add_row_products<Traits::kProducts, T, kKeys>(scores, shared.query, warp_row, shared.key[stage], lane);
     const bool full = tiles.full(n);
 #pragma unroll
     for (int m = 0; m < Traits::kM; ++m) {
@@ -102,7 +112,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
         keep[m] = draw_rows(launch.keep, tile.b, h, row, key0, lane);
       drop<kKeys>(scores[m], keep[m] >> key0 % 64 / 8 * 4);
     }
-    add_column_products<T, kKeys, kDim, true>(state.out, scores, shared.value[stage], lane);
+    add_column_products<Traits::kProducts, T, kKeys, kDim, true>(state.out, scores, shared.value[stage],
+                                                                 lane);
     __syncthreads();  // the stage is free again
   }
   copy_async_wait<0>();
@@ -116,9 +127,9 @@ bool takes_long_tiles(const SpanAttention& p) {
   return rows >= 1024 && p.head_dim <= 128 && p.dtype != DType::f32;
 }
 
-template <class T, int kHeadDim, int kM>
+template <class T, int kHeadDim, int kM, Products kProducts = Products::mma>
 void launch_forward(const ForwardLaunch& params, cudaStream_t stream) {
-  using Traits = ForwardTraits<T, kHeadDim, kM>;
+  using Traits = ForwardTraits<T, kHeadDim, kM, kProducts>;
   const SpanAttention& p = params.problem;
   launch_tile_list(p, TilesOf::rows, Traits::kRows, params.list, stream);
   dim3 grid = tile_grid(p, TilesOf::rows, Traits::kRows);
@@ -152,6 +163,8 @@ void span_attention_forward(const SpanAttentionForward& op, cudaStream_t stream)
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     if constexpr (sizeof(T) == 2 && dim.value <= 128)
       if (takes_long_tiles(p)) return launch_forward<T, dim.value, 2>(params, stream);
+    if constexpr (std::is_same_v<T, float>)
+      if (uses_ffma()) return launch_forward<T, dim.value, 1, Products::ffma>(params, stream);
     launch_forward<T, dim.value, 1>(params, stream);
   });
   if (params.split.splits > 1) launch_combine(p, params.split, op.out, op.lse, stream);

@@ -12,15 +12,14 @@ namespace {
 constexpr int kNoRow = std::numeric_limits<int>::max();  // sees this key: it is padding
 
 // Rows that walk by. 32 of 128 floats would take more registers than there are.
-template <class T, int kPaddedDim, bool kWarpgroup>
-inline constexpr int kKeyWalk = kWarpgroup                            ? (kPaddedDim == 64 ? 64 : 32)
+template <class T, int kPaddedDim, Products kWay>
+inline constexpr int kKeyWalk = kWay == Products::warpgroup           ? (kPaddedDim == 64 ? 64 : 32)
                                 : kPaddedDim == 128 && sizeof(T) == 4 ? 16
-                                                                      : kMmaWalk<T, kPaddedDim>;
+                                                                      : kWarpWalk<T, kPaddedDim>;
 
-template <class Element, int kPaddedDim, bool kWithWarpgroup, bool kAddsQuery>
-struct GradKeyTraits
-    : BackwardTraits<Element, kPaddedDim, kWithWarpgroup, kKeyWalk<Element, kPaddedDim, kWithWarpgroup>> {
-  using Base = BackwardTraits<Element, kPaddedDim, kWithWarpgroup, GradKeyTraits::kWalk>;
+template <class Element, int kPaddedDim, Products kWay, bool kAddsQuery>
+struct GradKeyTraits : BackwardTraits<Element, kPaddedDim, kWay, kKeyWalk<Element, kPaddedDim, kWay>> {
+  using Base = BackwardTraits<Element, kPaddedDim, kWay, GradKeyTraits::kWalk>;
   static constexpr bool kWithQuery = kAddsQuery;
   static constexpr int kOut = kPaddedDim <= 128 ? kPaddedDim : 128;  // columns of dK and dV a block
   static constexpr int kParts = kPaddedDim / kOut;
@@ -238,15 +237,19 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       for (int j = 0; j < kQueries / 8; ++j)
 #pragma unroll
         for (int i = 0; i < 4; ++i) scores[0][j][i] = grads[0][j][i] = 0.0f;
-      add_row_products<T, kQueries, true>(scores, shared.tiles.fixed[0], warp * 16, stage[0], lane);
-      add_row_products<T, kQueries, true>(grads, shared.tiles.fixed[1], warp * 16, stage[1], lane);
+      add_row_products<Traits::kProducts, T, kQueries, true>(scores, shared.tiles.fixed[0], warp * 16,
+                                                             stage[0], lane);
+      add_row_products<Traits::kProducts, T, kQueries, true>(grads, shared.tiles.fixed[1], warp * 16,
+                                                             stage[1], lane);
       to_probabilities();
       to_gradients();
       if constexpr (Traits::kWithQuery)
         share_gradients<T, kQueries>(shared.score_grads, grads[0], warp, lane);
       if (launch.keep.active) drop_keys<kQueries>(scores[0], keep);
-      add_column_products<T, kQueries, kOut>(grad_value, scores, columns_from<kOut>(stage[1], part), lane);
-      add_column_products<T, kQueries, kOut>(grad_key, grads, columns_from<kOut>(stage[0], part), lane);
+      add_column_products<Traits::kProducts, T, kQueries, kOut>(grad_value, scores,
+                                                                columns_from<kOut>(stage[1], part), lane);
+      add_column_products<Traits::kProducts, T, kQueries, kOut>(grad_key, grads,
+                                                                columns_from<kOut>(stage[0], part), lane);
       if constexpr (Traits::kWithQuery) {
         __syncthreads();  // the other warps' gradients are there
         static_assert(kQueries / 16 * (Traits::kHeadDim / 64) * kWarp == Traits::kThreads);
@@ -300,8 +303,8 @@ void launch_grad_key_and_value(const BackwardLaunch& params, cudaStream_t stream
            static_cast<int>(first));
   };
   if (params.query_sums.copies == 0)
-    return visit_backward(p, [&]<class T>(Type<T>, auto dim, auto warpgroup) {
-      launch_tiles(Type<GradKeyTraits<T, dim.value, warpgroup.value, false>>{}, 0, grid.x);
+    return visit_backward(p, [&]<class T>(Type<T>, auto dim, auto products) {
+      launch_tiles(Type<GradKeyTraits<T, dim.value, products.value, false>>{}, 0, grid.x);
     });
   visit_attention(p, [&]<class T>(Type<T>, auto dim) {
     if constexpr (sizeof(T) == 2 && dim.value <= 128) {
@@ -309,7 +312,8 @@ void launch_grad_key_and_value(const BackwardLaunch& params, cudaStream_t stream
       const bool in_order = params.op.way == GradQuery::sums_in_order;
       const unsigned each = in_order ? static_cast<unsigned>(params.query_sums.copies) : grid.x;
       for (unsigned first = 0; first < grid.x; first += each)
-        launch_tiles(Type<GradKeyTraits<T, dim.value, false, true>>{}, first, std::min(each, grid.x - first));
+        launch_tiles(Type<GradKeyTraits<T, dim.value, Products::mma, true>>{}, first,
+                     std::min(each, grid.x - first));
     }
   });
 }

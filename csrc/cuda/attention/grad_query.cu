@@ -5,10 +5,10 @@
 namespace glm::cuda {
 namespace {
 
-template <class Element, int kPaddedDim, bool kWithWarpgroup>
-struct GradQueryTraits : BackwardTraits<Element, kPaddedDim, kWithWarpgroup,
-                                        kWithWarpgroup ? 64 : kMmaWalk<Element, kPaddedDim>> {
-  using Base = BackwardTraits<Element, kPaddedDim, kWithWarpgroup, GradQueryTraits::kWalk>;
+template <class Element, int kPaddedDim, Products kWay>
+struct GradQueryTraits : BackwardTraits<Element, kPaddedDim, kWay,
+                                        kWay == Products::warpgroup ? 64 : kWarpWalk<Element, kPaddedDim>> {
+  using Base = BackwardTraits<Element, kPaddedDim, kWay, GradQueryTraits::kWalk>;
   using Shared = typename Base::Tiles;
   static constexpr int kBlocksPerSm = Base::kRowBytes <= 128 ? 3 : Base::kRowBytes <= 256 ? 2 : 1;
   static_assert(sizeof(Shared) * kBlocksPerSm <= Base::kSharedPerSm);
@@ -133,11 +133,11 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
         for (int i = 0; i < 4; ++i) scores[0][j][i] = grads[0][j][i] = 0.0f;
-      add_row_products<T, kKeys>(scores, shared.fixed[0], warp * 16, stage[0], lane);
-      add_row_products<T, kKeys>(grads, shared.fixed[1], warp * 16, stage[1], lane);
+      add_row_products<Traits::kProducts, T, kKeys>(scores, shared.fixed[0], warp * 16, stage[0], lane);
+      add_row_products<Traits::kProducts, T, kKeys>(grads, shared.fixed[1], warp * 16, stage[1], lane);
       to_probabilities();
       to_gradients();
-      add_column_products<T, kKeys, kDim>(sums, scores, stage[0], lane);
+      add_column_products<Traits::kProducts, T, kKeys, kDim>(sums, scores, stage[0], lane);
     }
   };
   walk<Traits>(steps, start, [](int) {}, work);
@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
 void launch_grad_query(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
-  visit_backward(p, [&]<class T>(Type<T>, auto dim, auto warpgroup) {
-    using Traits = GradQueryTraits<T, dim.value, warpgroup.value>;
+  visit_backward(p, [&]<class T>(Type<T>, auto dim, auto products) {
+    using Traits = GradQueryTraits<T, dim.value, products.value>;
     launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows, kTileRows), dim3{Traits::kThreads, 1, 1},
            sizeof(typename Traits::Shared), stream, params);
   });

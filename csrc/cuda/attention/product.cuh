@@ -5,16 +5,21 @@
 //   add_column_products_transposed  [16, D] += P [kN, 16]^T B [kN, D]   the same, P in shared memory
 //
 // A 16-byte chunk of a row is 8 bf16 or f16 elements, or 4 floats, and two chunks are the depth of one mma
-// either way: 16-bit products are m16n8k16, float ones three m16n8k8 on tf32 (Tf32Pair).
+// either way: 16-bit products are m16n8k16, float ones three m16n8k8 on tf32 (Tf32Pair), or, on request, FFMA
+// (attention/product_ffma.cuh).
 //
 // An mma cuts off what it adds to its accumulator, always towards zero, and in float that is more than the
 // rule allows after some ten of them. So sums of floats over a depth of 8, or of 32 where there is room, start
 // from zero, and are added to the whole by the cores that round.
 #pragma once
 
+#include "cuda/attention/product_ffma.cuh"
 #include "cuda/attention/tile.cuh"
 
 namespace glm::cuda {
+
+// What multiplies: tensor cores for a warp, those of Hopper for a warpgroup (16 bits), the float units (float).
+enum class Products : int { mma, warpgroup, ffma };
 
 // The left operand of an mma, ready for use.
 template <class T>
@@ -72,28 +77,32 @@ __device__ __forceinline__ void multiply(float (&d)[4], const LeftFragment<T>& a
 
 // sums [16 kM, kN] += rows row0... of a, times the kN rows of b. Lane (g, t) = (lane / 4, lane % 4) holds
 // rows g and g + 8 of each 16, and of each 8 columns 2t and 2t + 1.
-template <class T, int kN, bool kSwapped = false, int kM, int kRows, int kDim>
+template <Products kProducts, class T, int kN, bool kSwapped = false, int kM, int kRows, int kDim>
 __device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], Panel<T, kRows, kDim>& a,
                                                  int row0, Panel<T, kN, kDim>& b, int lane) {
-  // Two steps of floats at once spilled; one has mma enough to hide its loads.
-  constexpr int kSteps = std::is_same_v<T, float> ? 1 : 2;
+  if constexpr (kProducts == Products::ffma) {
+    add_row_products_ffma<kN>(sums, a, row0, b, lane);
+  } else {
+    // Two steps of floats at once spilled; one has mma enough to hide its loads.
+    constexpr int kSteps = std::is_same_v<T, float> ? 1 : 2;
 #pragma unroll kSteps
-  for (int k = 0; k < kDim / (2 * kChunk<T>); ++k) {
-    LeftFragment<T> left[kM];
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      uint32_t words[4];
-      load_matrices(words, chunk_at(a, row0 + m * 16 + lane % 16, k * 2 | lane / 16));
-      left[m] = LeftFragment<T>(words);
-    }
-#pragma unroll
-    for (int j = 0; j < kN / 16; ++j) {
-      uint32_t right[4];
-      load_matrices(right, chunk_at(b, j * 16 + lane % 8 + lane / 16 * 8, k * 2 | lane / 8 % 2));
+    for (int k = 0; k < kDim / (2 * kChunk<T>); ++k) {
+      LeftFragment<T> left[kM];
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        multiply<T, kSwapped>(sums[m][j * 2], left[m], right[0], right[1]);
-        multiply<T, kSwapped>(sums[m][j * 2 + 1], left[m], right[2], right[3]);
+        uint32_t words[4];
+        load_matrices(words, chunk_at(a, row0 + m * 16 + lane % 16, k * 2 | lane / 16));
+        left[m] = LeftFragment<T>(words);
+      }
+#pragma unroll
+      for (int j = 0; j < kN / 16; ++j) {
+        uint32_t right[4];
+        load_matrices(right, chunk_at(b, j * 16 + lane % 8 + lane / 16 * 8, k * 2 | lane / 8 % 2));
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          multiply<T, kSwapped>(sums[m][j * 2], left[m], right[0], right[1]);
+          multiply<T, kSwapped>(sums[m][j * 2 + 1], left[m], right[2], right[3]);
+        }
       }
     }
   }
@@ -116,11 +125,13 @@ __device__ __forceinline__ void add_sixteen(float (&sums)[kM][kOut / 8][4], cons
 }
 
 // sums [16 kM, kOut] += p [16 kM, kN], as add_row_products leaves it, times the kN rows of b.
-template <class T, int kN, int kOut, bool kExact = false, int kM>
+template <Products kProducts, class T, int kN, int kOut, bool kExact = false, int kM>
 __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][4],
                                                     const float (&p)[kM][kN / 8][4], Panel<T, kN, kOut>& b,
                                                     int lane) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (kProducts == Products::ffma) {
+    add_column_products_ffma<kN, kOut>(sums, p, b, lane);
+  } else if constexpr (std::is_same_v<T, float>) {
     // What the mma takes for columns t and t + 4 of p, and rows t and t + 4 of b, are 2t and 2t + 1 in both.
     constexpr int kGroup = kN / 8 < 4 ? kN / 8 : 4;  // eights of the depth that share a sum
     constexpr int kBlock = kOut == 128 ? 4 : 8;      // eights of columns, of which nothing is started early
