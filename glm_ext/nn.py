@@ -22,10 +22,10 @@ from .ops._library import autocast_dtype
 from .ops.gelu_mlp import check_choices
 from .ops.reference import Lengths
 
-# Measured on Zen 4, width 768, float32, forward: 0.9 to 0.98 times as fast as torch's product with 256 rows,
-# 1.0 with 512, 1.05 to 1.07 with 2048; backward: 1.03, 1.04, 1.04 to 1.06. In 16 bits see docs/log.md,
-# 2026-11-28: 0.87 to 1.4 times with bfloat16 where the processor multiplies it, 1.1 to 60 times elsewhere.
-FUSED_LINEAR_ROWS = 512
+# Elements of a weight in float32 and float64. Measured on Zen 4 (docs/log.md, 2026-11-29): from 512 x 512 on
+# the packed product is as fast as torch's or faster forward, with few rows 1.2 to 5 times, and with backward
+# but for a row or two; at 128 x 384 it has 0.3 to 1.1 of its speed.
+FUSED_LINEAR_WEIGHT = 2**18
 
 BACKENDS = ("auto", "fused", "eager")
 
@@ -69,22 +69,14 @@ class Layer(nn.Module):
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         """layer(x), by the packed product where it is the faster one.
 
-        In float32, with fewer rows than FUSED_LINEAR_ROWS, packing costs more than the product gains. In 16
-        bits torch has a product as fast only for bfloat16, and on processors that multiply it. A GPU has
-        torch's library for all of them. What is not `plain` is called as it is.
+        That is in 16 bits always, else from weights of FUSED_LINEAR_WEIGHT elements on. A GPU has torch's
+        library for all of them. What is not `plain` is called as it is.
         """
-        if plain(layer, nn.Linear) and x.device.type == "cpu" and self._packs(x):
+        if plain(layer, nn.Linear) and x.device.type == "cpu" and _packs(x, layer.weight):
             out: Tensor = self.ops.linear(x, layer.weight, layer.bias)
         else:
             out = layer(x)
         return out
-
-    @staticmethod
-    def _packs(x: Tensor) -> bool:
-        dtype = x.dtype if x.dtype == torch.float64 else autocast_dtype("cpu") or x.dtype
-        # A graph is one for all sizes: it does not ask.
-        wide = torch.compiler.is_compiling() or x.shape[:-1].numel() >= FUSED_LINEAR_ROWS
-        return dtype in (torch.bfloat16, torch.float16) or (wide and dtype in (torch.float32, torch.float64))
 
     def add_norm(self, x: Tensor | None, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """The seam of two sublayers: (norm(r), r), r = residual + dropout(x), or residual where x is None."""
@@ -116,6 +108,13 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}, backend={self.backend!r}"
+
+
+def _packs(x: Tensor, weight: Tensor) -> bool:
+    dtype = x.dtype if x.dtype == torch.float64 else autocast_dtype("cpu") or x.dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        return True
+    return dtype in (torch.float32, torch.float64) and weight.numel() >= FUSED_LINEAR_WEIGHT
 
 
 def plain(layer: nn.Module, cls: type[nn.Module]) -> bool:

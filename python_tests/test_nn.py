@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune
 
 from glm_ext import Embedding2D, GeluMLP, GLMBlock, KVCache, SpanAttention, ops
-from glm_ext.nn import FUSED_LINEAR_ROWS, ops_for
+from glm_ext.nn import FUSED_LINEAR_WEIGHT, ops_for
 from glm_ext.ops import reference
 
 BACKENDS = ["eager", "auto"]
@@ -62,28 +62,31 @@ def test_span_attention_reads_the_projection_in_place(monkeypatch):
     assert query.stride() == (5 * 36, 4, 36, 1)
 
 
-def test_long_inputs_take_the_packed_product(monkeypatch):
+def test_large_weights_take_the_packed_product(monkeypatch):
     """Which of two products a layer takes is a matter of speed alone."""
-    attention, x = SpanAttention(12, 3), torch.randn(3, FUSED_LINEAR_ROWS // 3 + 1, 12)
-    fused, inputs = attention(x, 100), (x, *attention.parameters())
+    width = int(FUSED_LINEAR_WEIGHT**0.5)
+    attention, x = SpanAttention(width, 4), torch.randn(3, 7, width)
+    fused, inputs = attention(x, 4), (x, *attention.parameters())
     assert "Linear" in fused.grad_fn.name()
     grads = torch.autograd.grad(fused.square().sum(), inputs[1:])
-    monkeypatch.setattr("glm_ext.nn.FUSED_LINEAR_ROWS", 10**9)
-    plain = attention(x, 100)
+    monkeypatch.setattr("glm_ext.nn.FUSED_LINEAR_WEIGHT", 10**9)
+    plain = attention(x, 4)
     assert plain.grad_fn.name() != fused.grad_fn.name()
     torch.testing.assert_close(fused, plain)
     torch.testing.assert_close(grads, torch.autograd.grad(plain.square().sum(), inputs[1:]))
 
 
-def test_what_replaces_a_projection_is_called():
+def test_what_replaces_a_projection_is_called(monkeypatch):
     class Adapter(nn.Linear):
         def forward(self, x):
             return super().forward(x) + 1
 
-    attention, x = SpanAttention(12, 3), torch.randn(1, FUSED_LINEAR_ROWS, 12)
+    attention, x = SpanAttention(12, 3), torch.randn(1, 4, 12)
     adapted = copy.deepcopy(attention)
     adapted.dense.__class__ = Adapter
-    torch.testing.assert_close(adapted(x, 100), attention(x, 100) + 1)
+    for large in (0, 10**9):
+        monkeypatch.setattr("glm_ext.nn.FUSED_LINEAR_WEIGHT", large)
+        torch.testing.assert_close(adapted(x, 2), attention(x, 2) + 1)
 
 
 class PlusOne(nn.Module):
@@ -145,7 +148,7 @@ def test_quantized_layers_run(name):
     torch.testing.assert_close(quantized(*arguments), layer(*arguments), atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize("rows", [4, FUSED_LINEAR_ROWS])
+@pytest.mark.parametrize("large", [0, 10**9])
 @pytest.mark.parametrize(
     "register",
     [
@@ -155,10 +158,11 @@ def test_quantized_layers_run(name):
         "register_full_backward_pre_hook",
     ],
 )
-def test_hooks_of_a_projection_run_for_any_number_of_rows(register, rows):
+def test_hooks_of_a_projection_run_for_either_product(monkeypatch, register, large):
+    monkeypatch.setattr("glm_ext.nn.FUSED_LINEAR_WEIGHT", large)
     attention, calls = SpanAttention(12, 3), []
     getattr(attention.dense, register)(lambda *arguments: calls.append(1))
-    attention(torch.randn(1, rows, 12), 2).sum().backward()
+    attention(torch.randn(1, 4, 12), 2).sum().backward()
     assert calls == [1]
 
 
@@ -168,8 +172,9 @@ def test_on_a_gpu_a_projection_is_torchs(monkeypatch, device, expected):
     layer = SpanAttention(12, 3, backend="fused")
     monkeypatch.setattr(ops, "linear", lambda x, weight, bias: "packed")
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: "torch's")
+    monkeypatch.setattr("glm_ext.nn.FUSED_LINEAR_WEIGHT", 0)
     with FakeTensorMode():
-        x = torch.empty(1, FUSED_LINEAR_ROWS, 12, device=device)
+        x = torch.empty(1, 4, 12, device=device)
     assert layer.linear(x, layer.dense) == expected
 
 
@@ -184,7 +189,7 @@ def test_on_a_gpu_a_projection_is_torchs(monkeypatch, device, expected):
     ],
     ids=str,
 )
-def test_few_rows_are_packed_in_16_bits(monkeypatch, dtype, autocast, expected):
+def test_small_weights_are_packed_in_16_bits(monkeypatch, dtype, autocast, expected):
     layer = SpanAttention(12, 3, dtype=dtype)
     monkeypatch.setattr(ops, "linear", lambda x, weight, bias: "packed")
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: "torch's")

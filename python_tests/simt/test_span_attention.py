@@ -68,7 +68,11 @@ def test_matches_reference(simt: Simt, dtype: torch.dtype, case: Case, dropout_p
     "case", [CASES[2], CASES[4], CASES[7], CASES[10], CASES[12]], ids=lambda c: str(c[0])
 )
 def test_same_bits_under_every_schedule(simt: Simt, case: Case) -> None:
-    inputs, options = make_inputs(case, torch.float32 if case[0][-1] == 256 else torch.bfloat16)
+    check_schedules(simt, case, torch.float32 if case[0][-1] == 256 else torch.bfloat16)
+
+
+def check_schedules(simt: Simt, case: Case, dtype: torch.dtype) -> None:
+    inputs, options = make_inputs(case, dtype)
     with simt.in_place_of_C():
         same_under(
             simt,
