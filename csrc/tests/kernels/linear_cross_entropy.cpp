@@ -35,10 +35,9 @@ void check(int64_t N, int64_t E, int64_t V, double smoothing) {
       .threads = 2,
   });
 
-  // Where bf16 is multiplied as it is, the gradient of the logits is rounded to bf16, as torch keeps it:
-  // sizes of what is summed of it, in units of that rounding.
-  const bool rounds = std::is_same_v<T, bf16> && std::string(cpu::kernels().isa) == "avx512bf16";
-  const double unit = rounds ? kEps<bf16> / kEps<C> : 0.0;
+  // The gradient of the logits may be rounded to bf16, as torch keeps it: sizes of what is summed of it, in
+  // units of that rounding.
+  const double unit = rounds_between_products<T>() ? kEps<bf16> / kEps<C> : 0.0;
   double total = 0;
   std::vector<double> by_hidden(static_cast<size_t>(N * E)), by_weight(static_cast<size_t>(V * E));
   std::vector<double> hidden_size(by_hidden), weight_size(by_weight);

@@ -5,11 +5,13 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <type_traits>
 #include <vector>
 
 #include "core/dispatch.h"
 #include "core/philox.h"
+#include "cpu/kernels.h"
 #include "tests/expect.h"
 
 namespace glm::test {
@@ -83,6 +85,13 @@ inline double row_factor(const Dropout& dropout, int64_t n, int64_t e) {
 template <class T>
 std::vector<T> unwritten(int64_t count) {
   return std::vector<T>(static_cast<size_t>(count), stored<T>(std::numeric_limits<double>::quiet_NaN()));
+}
+
+// Whether the kernels in force multiply T as it is and not as floats: what lies between two of their products is
+// rounded to T then (cpu/packed.h).
+template <class T>
+bool rounds_between_products() {
+  return std::is_same_v<T, bf16> && std::string(cpu::kernels().isa) == "avx512bf16";
 }
 
 // |got - wanted| within the roundings of T and, for a sum of about `terms` terms, of the type that it is
