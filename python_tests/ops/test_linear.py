@@ -9,14 +9,18 @@ from glm_ext.ops import reference
 
 from .tolerance import DTYPES, check_op
 
-# N, E, O: ones, primes, sizes around the register tile, the block and the groups of rows
+# N, E, O: ones, primes, sizes around the register tile, the block and the groups of rows; dot products
 CASES = [
     (1, 1, 1),
     (2, 3, 5),
     (13, 17, 23),
     (33, 64, 96),
     (193, 48, 257),
+    (1, 300, 37),
+    (2, 277, 45),
+    (3, 256, 19),
     (7, 300, 521),
+    (36, 259, 35),
     (385, 5, 2),
     (771, 3, 33),
 ]
