@@ -51,10 +51,8 @@ def few_shot_table(report: Report) -> str:
     found = {form: scores(rows, form) for form in forms}
     for per_class in sorted({row["per_class"] for row in rows}):
         cells = [
-            f"{found[form][per_class][0]:.1f} ± {found[form][per_class][1]:.1f}"
-            if per_class in found[form]
-            else ""
-            for form in forms
+            "{:.1f} ± {:.1f}".format(*of_form[per_class]) if per_class in of_form else ""
+            for of_form in found.values()
         ]
         lines.append(f"| {per_class} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", small_print(report), ""])

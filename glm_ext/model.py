@@ -225,7 +225,7 @@ class GLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., V], by the vocabulary matrix that also embeds."""
         weight = self.word_embeddings.weight
-        # With few rows 1.3 to 6 times as fast as torch's (of one in float16 .7 to 1): docs/log.md, 2026-11-29
+        # With up to 36 rows about 1 to 6 times as fast as torch's: docs/log.md, 2026-11-29.
         if hidden.device.type == "cpu":
             out: Tensor = self.transformer.ops.linear(hidden, weight)
             return out

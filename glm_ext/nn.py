@@ -22,9 +22,9 @@ from .ops._library import autocast_dtype
 from .ops.gelu_mlp import check_choices
 from .ops.reference import Lengths
 
-# Elements of a weight in float32 and float64. Measured on Zen 4 (docs/log.md, 2026-11-29): from 512 x 512 on
-# the packed product is as fast as torch's or faster forward, with few rows 1.2 to 5 times, and with backward
-# but for a row or two; at 128 x 384 it has 0.3 to 1.1 of its speed.
+# Elements of a weight in float32 and float64. On Zen 4, forward: with up to 36 rows and the weight in memory
+# 1.2 to 3.6 times as fast as torch's product; with the weight in a cache from 512 x 512 on 0.9 to 3.1 times
+# (one row: 0.8 to 1.5), 128 x 384 only 0.3 to 1.1 times (docs/log.md, 2026-11-29).
 FUSED_LINEAR_WEIGHT = 2**18
 
 BACKENDS = ("auto", "fused", "eager")

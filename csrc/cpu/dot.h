@@ -8,35 +8,36 @@
 
 namespace glm::cpu::GLM_ISA {
 
-// As many rows as keep kDotRows x 4 sums in registers.
+// As many rows and columns as keep their sums in registers.
 inline constexpr int kDotRows = kTileRows * kTileVectors > 16 ? 4 : 3;
+template <class C>
+inline constexpr int kDotCols = kTileCols<C> % 4 == 0 ? 4 : 2;
 
-// sums[r][c] += a_r . b_c, lane by lane, over `vectors` vectors of steps; sums is [kRows][stride]. What lies
-// `ahead` elements behind b comes to L2 meanwhile: columns are too short for the processor to see where they
-// lead.
+// sums[r][c] = a_r . b_c over `depth`, lane by lane; sums is [kRows][stride]. The rows of a are packed, with zeros
+// up to a whole vector; b_c is b[c]. What lies `ahead` elements behind b comes to L2 meanwhile: columns are too
+// short for the processor to see where they lead.
 template <int kRows, int kCols, class P, class T, class C = SumOf<P>>
-[[gnu::noinline]] void add_dot_products(int64_t vectors, const P* a, int64_t a_stride,
-                                        const T* const (&b)[kCols], int64_t ahead, Vec<C>* sums,
-                                        int64_t stride) {
+[[gnu::noinline]] void dot_sums(int64_t depth, const P* a, int64_t a_stride, const T* const (&b)[kCols],
+                                int64_t ahead, Vec<C>* sums, int64_t stride) {
   constexpr int kWhole = kPerStep<P> * kLanes<P>;
-  Vec<C> local[kRows][kCols];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) local[r][c] = sums[r * stride + c];
-  }
-  for (int64_t n = 0; n < vectors; ++n) {
+  Vec<C> local[kRows][kCols] = {};
+  const auto add = [&](int64_t n, int count) __attribute__((always_inline)) {
     Vec<P> row_a[kRows];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) row_a[r] = load(a + r * a_stride + n * kLanes<P>);
 #pragma GCC unroll 4
     for (int c = 0; c < kCols; ++c) {
-      __builtin_prefetch(b[c] + n * kWhole + ahead, 0, 2);
-      const Vec<P> col_b = load_steps<P>(b[c] + n * kWhole, kWhole);
+      const T* const column = b[c] + n * kWhole;
+      __builtin_prefetch(column + ahead, 0, 2);
+      const Vec<P> col_b = load_steps<P>(column, count);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) local[r][c] = multiply_add(row_a[r], col_b, local[r][c]);
     }
-  }
+  };
+  // What is left of the depth comes first: after the loop, GCC 12 would spill in it.
+  const int64_t vectors = depth / kWhole;
+  if (depth % kWhole > 0) add(vectors, static_cast<int>(depth % kWhole));
+  for (int64_t n = 0; n < vectors; ++n) add(n, kWhole);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -44,28 +45,19 @@ template <int kRows, int kCols, class P, class T, class C = SumOf<P>>
   }
 }
 
-// out[r][c] = a_r . b_c over `depth`. The rows of a are packed, with zeros up to a whole vector; b_c is b[c].
-// Columns are taken kGroup at a time; lanes are added up at the end, of as many sums as a vector has.
-template <int kRows, int kCols, int kGroup, class P, class T, class C = SumOf<P>>
+// out[r][c] = a_r . b_c. Columns are taken kDotCols at a time, and lanes added up at the end, of as many sums as a
+// vector has.
+template <int kRows, int kCols, class P, class T, class C = SumOf<P>>
 void dot_products(int64_t depth, const P* a, int64_t a_stride, const T* const (&b)[kCols], int64_t ahead,
                   C* out, int64_t out_stride) {
-  static_assert(kCols % kGroup == 0);
-  constexpr int kWhole = kPerStep<P> * kLanes<P>;
-  const int64_t vectors = depth / kWhole, rest = depth % kWhole;
-  Vec<C> sums[kRows * kCols + kLanes<C>] = {};
-  for (int first = 0; first < kCols; first += kGroup) {
-    const T* cols[kGroup];
-    std::copy_n(b + first, kGroup, cols);
-    add_dot_products<kRows>(vectors, a, a_stride, cols, ahead, sums + first, kCols);
-    if (rest == 0) continue;
-    T last[kGroup][kWhole] = {};
-    for (int c = 0; c < kGroup; ++c) {
-      std::copy_n(cols[c] + vectors * kWhole, rest, last[c]);
-      cols[c] = last[c];
-    }
-    add_dot_products<kRows>(1, a + vectors * kLanes<P>, a_stride, cols, 0, sums + first, kCols);
+  static_assert(kCols % kDotCols<C> == 0 && kRows * kCols % kLanes<C> == 0);
+  Vec<C> sums[kRows * kCols];
+  for (int first = 0; first < kCols; first += kDotCols<C>) {
+    const T* cols[kDotCols<C>];
+    std::copy_n(b + first, kDotCols<C>, cols);
+    dot_sums<kRows>(depth, a, a_stride, cols, ahead, sums + first, kCols);
   }
-  C totals[kRows * kCols + kLanes<C>];
+  C totals[kRows * kCols];
   for (int first = 0; first < kRows * kCols; first += kLanes<C>) {
     Vec<C> lanes[kLanes<C>];
     std::copy_n(sums + first, kLanes<C>, lanes);
@@ -80,10 +72,10 @@ void dot_products_rows(int64_t rows, int64_t depth, const P* a, int64_t a_stride
                        int64_t ahead, C* out, int64_t out_stride) {
   for (; rows >= kDotRows;
        rows -= kDotRows, a += kDotRows * a_stride, out += kDotRows * out_stride, ahead = 0)
-    dot_products<kDotRows, kCols, kCols>(depth, a, a_stride, b, ahead, out, out_stride);
-  if (rows == 3) dot_products<3, kCols, kCols>(depth, a, a_stride, b, ahead, out, out_stride);
-  if (rows == 2) dot_products<2, kCols, kCols>(depth, a, a_stride, b, ahead, out, out_stride);
-  if (rows == 1) dot_products<1, kCols, kCols>(depth, a, a_stride, b, ahead, out, out_stride);
+    dot_products<kDotRows>(depth, a, a_stride, b, ahead, out, out_stride);
+  if (rows == 3) dot_products<3>(depth, a, a_stride, b, ahead, out, out_stride);
+  if (rows == 2) dot_products<2>(depth, a, a_stride, b, ahead, out, out_stride);
+  if (rows == 1) dot_products<1>(depth, a, a_stride, b, ahead, out, out_stride);
 }
 
 }  // namespace glm::cpu::GLM_ISA

@@ -145,9 +145,8 @@ void gemm_dot(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, co
               const Epilogue& epilogue, int threads) {
   using C = Compute<T>;
   using P = Packed<T>;
-  // Of one row or two so many columns that a reduction over lanes has sums enough.
-  constexpr int kDotCols = kTileCols<C> % 4 == 0 ? 4 : 2, kColsOfTwo = std::max(kLanes<C> / 2, kDotCols),
-                kColsOfOne = std::max(kLanes<C>, kDotCols);
+  constexpr int kCols = std::max(kLanes<C>, kDotCols<C>);
+  static_assert(kTileCols<C> % kCols == 0);
   const int64_t a_stride = ceil_div(depth, kPerStep<P> * kLanes<P>) * kLanes<P>;
   P* packed_a = workspace<P>(Slot::lhs, rows * a_stride);
   pack_rows(a, rows, depth, packed_a, a_stride);
@@ -162,26 +161,10 @@ void gemm_dot(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, co
           body(row, static_cast<int>(std::min<int64_t>(kTileRows, rows - row)));
       };
       for_tiles([&](int64_t row, int count) { epilogue.prefetch(row, col0, count, tile_cols); });
-      const auto for_cols = [&]<int kCols>(std::integral_constant<int, kCols>, const auto& multiply) {
-        static_assert(kTileCols<C> % kCols == 0);
-        for (int j = 0; j < tile_cols; j += kCols) {
-          const T* b_cols[kCols];
-          for (int c = 0; c < kCols; ++c) b_cols[c] = b.data + std::min(col0 + j + c, end - 1) * b.stride;
-          multiply(b_cols, kCols * b.stride, dots + j);
-        }
-      };
-      if (rows == 1) {
-        for_cols(std::integral_constant<int, kColsOfOne>(), [&](const auto& cols, int64_t ahead, C* out) {
-          dot_products<1, kColsOfOne, kDotCols>(depth, packed_a, a_stride, cols, ahead, out, kTileCols<C>);
-        });
-      } else if (rows == 2) {
-        for_cols(std::integral_constant<int, kColsOfTwo>(), [&](const auto& cols, int64_t ahead, C* out) {
-          dot_products<2, kColsOfTwo, kDotCols>(depth, packed_a, a_stride, cols, ahead, out, kTileCols<C>);
-        });
-      } else {
-        for_cols(std::integral_constant<int, kDotCols>(), [&](const auto& cols, int64_t ahead, C* out) {
-          dot_products_rows(rows, depth, packed_a, a_stride, cols, ahead, out, kTileCols<C>);
-        });
+      for (int j = 0; j < tile_cols; j += kCols) {
+        const T* b_cols[kCols];
+        for (int c = 0; c < kCols; ++c) b_cols[c] = b.data + std::min(col0 + j + c, end - 1) * b.stride;
+        dot_products_rows(rows, depth, packed_a, a_stride, b_cols, kCols * b.stride, dots + j, kTileCols<C>);
       }
       for_tiles(
           [&](int64_t row, int count) { epilogue(tiles[row / kTileRows], row, col0, count, tile_cols); });

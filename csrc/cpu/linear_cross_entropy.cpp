@@ -296,18 +296,23 @@ class Run {
   GradLogits grad_logits(int64_t v, int64_t count) const {
     const int64_t padded_rows = plan_.padded_rows;
     if constexpr (kIsPair<P>) {
-      S* by_word = workspace<S>(Slot::lhs, static_cast<size_t>(2 * (count + 1) * padded_rows));
-      P* by_row = reinterpret_cast<P*>(by_word + (count + count % 2) * padded_rows);
+      static_assert(kTileCols<C> == 2 * kLanes<C>);  // of which columns_ is a multiple
+      const int64_t words = steps_of<P>(count) * 2, stride = padded_rows / 2;
+      P* by_word = workspace<P>(Slot::lhs, static_cast<size_t>(2 * words * stride));
+      P* by_row = by_word + words * stride;
       for (int64_t r = 0; r < count; r += 2) {
-        for (int64_t n = 0; n < columns_; n += kLanes<C>) {
-          const Vec<P> bits = round_to_bits(load(logits(v + r) + n));
-          const Vec<P> next = r + 1 < count ? round_to_bits(load(logits(v + r + 1) + n)) : Vec<P>{};
-          store_bits(by_word + r * padded_rows + n, bits);
-          store_bits(by_word + (r + 1) * padded_rows + n, next);
-          store(by_row + r / 2 * padded_rows + n, join(bits, next));
+        for (int64_t n = 0; n < columns_; n += 2 * kLanes<C>) {
+          Vec<C> z[2][2] = {};
+          for (int i = 0; i < std::min<int64_t>(2, count - r); ++i) {
+            z[i][0] = load(logits(v + r + i) + n), z[i][1] = load(logits(v + r + i) + n + kLanes<C>);
+          }
+          for (int i = 0; i < 2; ++i) {
+            store(by_word + (r + i) * stride + n / 2, pair_neighbours(z[i][0], z[i][1]));
+            store(by_row + r * stride + n + i * kLanes<C>, pair_lanes(z[0][i], z[1][i]));
+          }
         }
       }
-      return {reinterpret_cast<P*>(by_word), by_row, padded_rows / 2, padded_rows};
+      return {by_word, by_row, stride, padded_rows};
     } else {
       return {logits(v), logits(v), padded_rows, padded_rows};
     }

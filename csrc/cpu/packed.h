@@ -68,19 +68,11 @@ GLM_INLINE VecU load_steps(const bf16* p, int count) {
   return reinterpret_cast<VecU>(_mm512_maskz_loadu_epi16((1u << count) - 1, p));
 }
 
-// The bits of bf16 in 32-bit lanes: of `count` elements in memory, and back; of floats, rounded.
+// The bits of `count` bf16 in 32-bit lanes.
 GLM_INLINE VecU load_bits(const bf16* p, int count) {
   const auto mask = static_cast<__mmask16>((1u << count) - 1);
   return reinterpret_cast<VecU>(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)));
 }
-GLM_INLINE void store_bits(bf16* p, VecU bits) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)));
-}
-GLM_INLINE VecU round_to_bits(VecF x) {
-  return reinterpret_cast<VecU>(
-      _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)))));
-}
-
 GLM_INLINE VecU join(VecU lower, VecU upper) { return lower | upper << 16; }
 
 // Floats rounded to pairs: of two vectors lane by lane, and of neighbours, those of `second` after `first`'s.

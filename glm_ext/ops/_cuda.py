@@ -68,9 +68,9 @@ def use_ffma(wanted: bool = True) -> None:
     """Whether attention in float32 on a GPU multiplies by FFMA, for this process.
 
     Off at first (on with ``GLM_FFMA=1`` in the environment): tensor cores multiply floats as three products
-    of tf32, which leaves out what is below 2^-22 of a product. On, the float units multiply, slower, and each
-    product is rounded once, with the sum that it is added to. Nothing else changes: no other dtype, no other
-    op, and nothing on a CPU.
+    of tf32, which leaves out what is below 2^-22 of a product. On, the float units multiply, whose peak is
+    lower, and each product is rounded once, with the sum that it is added to. Nothing else changes: no other
+    dtype, no other op, and nothing on a CPU. No card has run it yet.
 
     >>> use_ffma()
     >>> use_ffma(False)

@@ -22,7 +22,7 @@ pytestmark = [
 # others too, those of pairs (unsigned int) in the set of bf16 products. Decoding, which waits for memory, is
 # not asked.
 ATTENTION = ["scoresI", "add_transposedI", "multiply_panelI", "add_columnsI"]
-MATRIX = ["multiply_tileI", "add_dot_productsI", "multiplyI"]
+MATRIX = ["multiply_tileI", "dot_sumsI", "multiplyI"]
 PRODUCTS = [
     *((isa, f"{function}f") for isa in ("avx2", "avx512") for function in ATTENTION),
     *(("avx512bf16", f"{function}j") for function in ATTENTION),

@@ -47,12 +47,10 @@ def test_same_bits_under_every_schedule(simt: Simt, case: Case) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(("cu_seqlens", "prefix_len"), PACKED, ids=str)
-def test_packed_matches_reference(
-    simt: Simt, cu_seqlens: list[int], prefix_len: list[int], head_dim: int
-) -> None:
+@pytest.mark.parametrize("packed", PACKED, ids=str)
+def test_packed_matches_reference(simt: Simt, packed: tuple[list[int], list[int]], head_dim: int) -> None:
     simt.configure(Schedule("random", 5, deferred=True))
-    attention.check_packed(simt, cu_seqlens, prefix_len, head_dim, 0.1, torch.float32)
+    attention.check_packed(simt, *packed, head_dim, 0.1, torch.float32)
 
 
 @pytest.mark.parametrize("bounds", [[0, 70, -5], [0, 40, 20]], ids=str)

@@ -62,12 +62,10 @@ def test_many_tiles_of_few_heads_keep_their_kernels(simt: Simt, way: str) -> Non
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(("cu_seqlens", "prefix_len"), PACKED, ids=str)
-def test_packed_matches_reference(
-    simt: Simt, cu_seqlens: list[int], prefix_len: list[int], head_dim: int
-) -> None:
+@pytest.mark.parametrize("packed", PACKED, ids=str)
+def test_packed_matches_reference(simt: Simt, packed: tuple[list[int], list[int]], head_dim: int) -> None:
     simt.configure(Schedule("random", 5, deferred=True))
-    attention.check_packed(simt, cu_seqlens, prefix_len, head_dim, 0.1)
+    attention.check_packed(simt, *packed, head_dim, 0.1)
 
 
 def test_only_the_gradient_of_the_query_differs(
