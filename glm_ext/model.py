@@ -227,7 +227,7 @@ class GLM(nn.Module):
         weight = self.word_embeddings.weight
         # With up to 36 rows about 1 to 6 times as fast as torch's: docs/log.md, 2026-11-29.
         if hidden.device.type == "cpu":
-            out: Tensor = self.transformer.ops.linear(hidden, weight)
+            out: Tensor = self.transformer.ops(hidden).linear(hidden, weight)
             return out
         return F.linear(hidden, weight)
 
@@ -243,7 +243,8 @@ class GLM(nn.Module):
             batch.seq_len,
             cu_seqlens=batch.cu_seqlens if isinstance(batch, PackedBatch) else None,
         )
-        loss: Tensor = self.transformer.ops.linear_cross_entropy(hidden, head, batch.targets, batch.loss_mask)
+        ops = self.transformer.ops(hidden)
+        loss: Tensor = ops.linear_cross_entropy(hidden, head, batch.targets, batch.loss_mask)
         return loss
 
     def new_cache(self, batch_size: int, capacity: int) -> list[KVCache]:

@@ -57,10 +57,9 @@ class Layer(nn.Module):
         ops_for(backend)  # an unknown name fails here, not in forward
         self.dropout, self.backend = dropout, backend
 
-    @property
-    def ops(self) -> ModuleType:
-        first = next(self.parameters(), None)  # none in a layer whose parts are quantized
-        return ops_for(self.backend, "cpu" if first is None else first.device.type)
+    def ops(self, x: Tensor) -> ModuleType:
+        """What computes with x, by the backend and by where x is."""
+        return ops_for(self.backend, x.device.type)
 
     @property
     def dropout_p(self) -> float:
@@ -73,7 +72,7 @@ class Layer(nn.Module):
         library for all of them. What is not `plain` is called as it is.
         """
         if plain(layer, nn.Linear) and x.device.type == "cpu" and _packs(x, layer.weight):
-            out: Tensor = self.ops.linear(x, layer.weight, layer.bias)
+            out: Tensor = self.ops(x).linear(x, layer.weight, layer.bias)
         else:
             out = layer(x)
         return out
@@ -85,7 +84,7 @@ class Layer(nn.Module):
         if not plain(norm, nn.LayerNorm):
             residual = residual + F.dropout(x, self.dropout, self.training)
             return norm(residual), residual
-        seam: tuple[Tensor, Tensor] = self.ops.dropout_add_layer_norm(
+        seam: tuple[Tensor, Tensor] = self.ops(x).dropout_add_layer_norm(
             x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=self.dropout_p
         )
         return seam
@@ -103,7 +102,9 @@ class Layer(nn.Module):
             weight: Any = getattr(word, "weight", None)  # what took its place may have none
             return F.dropout(rows[0] + rows[1] + rows[2], self.dropout, self.training), weight
         weights = (table.weight for table in tables)
-        tied: tuple[Tensor, Tensor] = self.ops.tied_embedding_2d(*ids, *weights, dropout_p=self.dropout_p)
+        tied: tuple[Tensor, Tensor] = self.ops(tokens).tied_embedding_2d(
+            *ids, *weights, dropout_p=self.dropout_p
+        )
         return tied
 
     def extra_repr(self) -> str:
@@ -180,20 +181,20 @@ class SpanAttention(Layer):
         packed = self.linear(x, self.query_key_value).unflatten(2, (3, self.num_heads, -1))  # [B, S, 3, H, D]
         dropout_p = self.dropout_p
         if cache is None:
-            attended = self.ops.span_attention_qkvpacked(
+            attended = self.ops(x).span_attention_qkvpacked(
                 packed, prefix_len, seq_len, start=start, dropout_p=dropout_p
             )
         else:
             query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, S, D], strided views
             attended = cache.attend(
-                self.ops, query, key, value, prefix_len, seq_len, start=start, dropout_p=dropout_p
+                self.ops(x), query, key, value, prefix_len, seq_len, start=start, dropout_p=dropout_p
             )
         return self.linear(attended.transpose(1, 2).flatten(2), self.dense)
 
     def _packed(self, x: Tensor, prefix_len: Lengths, cu_seqlens: Tensor) -> Tensor:
         """The same within each of the sequences that lie end to end in x [1, N, E]."""
         packed = self.linear(x[0], self.query_key_value).unflatten(1, (3, self.num_heads, -1))  # [N, 3, H, D]
-        attended: Tensor = self.ops.span_attention_qkvpacked(
+        attended: Tensor = self.ops(x).span_attention_qkvpacked(
             packed, prefix_len, cu_seqlens=cu_seqlens, dropout_p=self.dropout_p
         )
         return self.linear(attended.flatten(1), self.dense)[None]
@@ -269,7 +270,7 @@ class GeluMLP(Layer):
         if not (plain(first, nn.Linear) and plain(second, nn.Linear)):
             hidden = F.gelu(self.linear(x, first), approximate=self.approximate)
             return self.linear(hidden, second)
-        out: Tensor = self.ops.gelu_mlp(
+        out: Tensor = self.ops(x).gelu_mlp(
             x,
             first.weight,
             first.bias,

@@ -45,7 +45,7 @@ def choice_log_probs(
     hidden, head = model.hidden_and_head(
         packed.tokens, packed.positions, packed.prefix_len, cache=[packed.branches] * model.config.num_layers
     )
-    nll = model.transformer.ops.linear_cross_entropy(
+    nll = model.transformer.ops(hidden).linear_cross_entropy(
         hidden.flatten(0, 1)[packed.scored],
         head,
         packed.targets,

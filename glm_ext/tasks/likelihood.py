@@ -74,7 +74,7 @@ class Likelihood(Task):
 
     def _nll(self, model: GLM, batch: Batch, hidden: Tensor, head: Tensor) -> Tensor:
         """[B]: summed over targets."""
-        nll: Tensor = model.transformer.ops.linear_cross_entropy(
+        nll: Tensor = model.transformer.ops(hidden).linear_cross_entropy(
             hidden, head, batch.targets, batch.loss_mask, reduction="none"
         )
         return nll.float().sum(1)

@@ -141,7 +141,7 @@ class Seq2Seq(Task):
         batch = collate([self._example(pair) for pair in examples], self.tokenizer.pad_id)
         batch = batch.to(model.word_embeddings.weight.device)
         hidden, head = model.hidden_and_head(batch.tokens, batch.positions, batch.prefix_len, batch.seq_len)
-        loss: Tensor = model.transformer.ops.linear_cross_entropy(
+        loss: Tensor = model.transformer.ops(hidden).linear_cross_entropy(
             hidden,
             head,
             batch.targets,
