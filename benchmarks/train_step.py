@@ -4,6 +4,8 @@
     python -m benchmarks.train_step                its memory: the largest resident size of two steps
     python -m benchmarks.train_step --profile      which part of its time each op takes
 
+Both with --bf16 for a step under autocast.
+
 The batch is the shape of GLM's pretraining: Part A of 410 tokens, Part B of 102, all of B in the loss.
 """
 
@@ -105,17 +107,17 @@ def step_cases() -> Iterator[Case]:
         )
 
 
-def peak_memory(dropout: float, peer: str) -> int:
+def peak_memory(dropout: float, bf16: bool, peer: str) -> int:
     """Bytes at the worst moment of two steps: the second holds the optimizer's state beside what it saves."""
-    step = build_steps(base(dropout))[peer]()
+    step = build_steps(base(dropout), bf16)[peer]()
     step()
     step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
 
 
-def shares(dropout: float, at_least: float = 0.01) -> dict[str, float]:
+def shares(dropout: float, bf16: bool, at_least: float = 0.01) -> dict[str, float]:
     """The part of our step's time that each op takes by itself, the largest first."""
-    step = build_steps(base(dropout))[OURS]()
+    step = build_steps(base(dropout), bf16)[OURS]()
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         step()
@@ -131,16 +133,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--bf16", action="store_true", help="under autocast instead of in float32")
     parser.add_argument("--profile", action="store_true", help="time by op instead of memory")
     options = parser.parse_args()
     if options.profile:
-        for name, part in shares(options.dropout).items():
+        for name, part in shares(options.dropout, options.bf16).items():
             print(f"{part:6.1%}  {name}")
         return
     for peer in (OURS, "plain torch"):
         # In a fresh process each, which holds nothing of the other; Linux counts it from this one's size on.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peak = pool.apply(peak_memory, (options.dropout, peer))
+            peak = pool.apply(peak_memory, (options.dropout, options.bf16, peer))
         print(f"{peer:12s} {peak / 2**20:6.0f} MiB", flush=True)
 
 
