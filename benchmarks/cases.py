@@ -31,6 +31,7 @@ class Case:
     peers: Callable[[], dict[str, Peer]]  # builds inputs and peers; called when the case is measured
     flops: float = 0.0  # floating-point operations that the result needs
     bytes: float = 0.0  # memory traffic that the result needs
+    tokens: int = 0  # that a training step learns from
     shape: dict[str, float | str] = field(default_factory=dict)  # the same in numbers, for plots
 
     @property
@@ -39,10 +40,11 @@ class Case:
 
 
 def rate(measured: Mapping[str, Any], seconds: float) -> str:
-    """Useful arithmetic and its share of the peak, or the memory traffic that the result needs a second."""
+    """What a second is good for: tokens; arithmetic and its share of the peak, or memory traffic."""
+    tokens = f"{measured['tokens'] / seconds:.0f} tokens/s, " if measured.get("tokens") else ""
     if measured["flops"]:
         gflops = measured["flops"] / seconds * 1e-9
-        return f"{gflops:.0f} GFLOP/s, {gflops / measured['peak_gflops']:.0%} of peak"
+        return f"{tokens}{gflops:.0f} GFLOP/s, {gflops / measured['peak_gflops']:.0%} of peak"
     return f"{measured['bytes'] / seconds * 1e-9:.1f} GB/s"
 
 

@@ -69,6 +69,7 @@ def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
         "shape": case.shape,
         "flops": case.flops,
         "bytes": case.bytes,
+        "tokens": case.tokens,
         "peak_gflops": peak,
         "peers": results,
     }

@@ -1,7 +1,8 @@
-"""The peer of the end-to-end benchmark computes what GLM computes."""
+"""The peers of the end-to-end benchmark compute what GLM computes."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks.plain_glm import plain_twin
@@ -9,7 +10,8 @@ from benchmarks.train_step import make_batch
 from glm_ext import GLM, GLMConfig
 
 
-def test_loss_and_gradients_are_those_of_the_model() -> None:
+@pytest.mark.parametrize("as_published", [False, True])
+def test_loss_and_gradients_are_those_of_the_model(as_published: bool) -> None:
     torch.manual_seed(0)
     config = GLMConfig(
         vocab_size=97,
@@ -21,7 +23,7 @@ def test_loss_and_gradients_are_those_of_the_model() -> None:
         attention_dropout=0.0,
     )
     model = GLM(config)
-    twin = plain_twin(model)
+    twin = plain_twin(model, as_published)
     batch = make_batch(config)
     batch.prefix_len.copy_(torch.tensor([410, 300, 7, 512]))
     batch.loss_mask[1, 450:] = 0.0
