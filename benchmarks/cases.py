@@ -40,7 +40,7 @@ class Case:
 
 
 def rate(measured: Mapping[str, Any], seconds: float) -> str:
-    """What a second is good for: tokens; arithmetic and its share of the peak, or memory traffic."""
+    """A second's tokens, useful arithmetic and its share of the peak, or needed memory traffic."""
     tokens = f"{measured['tokens'] / seconds:.0f} tokens/s, " if measured.get("tokens") else ""
     if measured["flops"]:
         gflops = measured["flops"] / seconds * 1e-9

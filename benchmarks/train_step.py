@@ -76,14 +76,12 @@ def build_steps(config: GLMConfig, bf16: bool = False) -> dict[str, Callable[[],
         twin = plain_twin(model, as_published)
         return make_step(twin, autocast(torch.compile(twin.loss) if compiled else twin.loss), batch)
 
-    steps = {
+    return {
         OURS: ours,
         "plain torch": plain,
         "plain torch, compiled": functools.partial(plain, compiled=True),
+        "as GLM published it": functools.partial(plain, as_published=True),
     }
-    if not bf16:  # nor was that published
-        steps["as GLM published it"] = functools.partial(plain, as_published=True)
-    return steps
 
 
 def base(dropout: float) -> GLMConfig:
@@ -144,7 +142,7 @@ def main() -> None:
         for name, part in shares(options.dropout, options.bf16).items():
             print(f"{part:6.1%}  {name}")
         return
-    for peer in (OURS, "plain torch", *(() if options.bf16 else ("as GLM published it",))):
+    for peer in (OURS, "plain torch", "as GLM published it"):
         # In a fresh process each, which holds nothing of the other; Linux counts it from this one's size on.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peak = pool.apply(peak_memory, (options.dropout, options.bf16, peer))

@@ -148,6 +148,15 @@ def test_quantized_layers_run(name):
     torch.testing.assert_close(quantized(*arguments), layer(*arguments), atol=0.03, rtol=0)
 
 
+def test_a_layer_computes_where_its_input_is():
+    """Also where its parts have no parameters any more, as quantized ones."""
+    mlp = GeluMLP(12, 20)
+    mlp.dense_h_to_4h = mlp.dense_4h_to_h = nn.Identity()
+    with FakeTensorMode():
+        places = {device: mlp.ops(torch.empty(2, 12, device=device)) for device in ("cpu", "cuda")}
+    assert places == {"cpu": ops, "cuda": ops.auto}
+
+
 @pytest.mark.parametrize("large", [0, 10**9])
 @pytest.mark.parametrize(
     "register",

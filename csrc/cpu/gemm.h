@@ -145,7 +145,7 @@ void gemm_dot(int64_t rows, int64_t cols, int64_t depth, const Operand<T>& a, co
               const Epilogue& epilogue, int threads) {
   using C = Compute<T>;
   using P = Packed<T>;
-  constexpr int kCols = std::max(kLanes<C>, kDotCols<C>);
+  constexpr int kCols = std::max(kLanes<C>, kDotCols<C>);  // of one row as many sums as a vector has
   static_assert(kTileCols<C> % kCols == 0);
   const int64_t a_stride = ceil_div(depth, kPerStep<P> * kLanes<P>) * kLanes<P>;
   P* packed_a = workspace<P>(Slot::lhs, rows * a_stride);
