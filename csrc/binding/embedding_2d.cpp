@@ -40,19 +40,20 @@ py::object forward(View tokens, View positions, View block_positions, View token
 
 // What backward works in on a CPU, in the order in which it lies there.
 struct CpuWorkspace {
-  int64_t order, first, pieces;  // bytes
+  int64_t order, first, pieces, keep;  // bytes
 
   CpuWorkspace(int64_t rows, int64_t width, int64_t table_rows, bool is_double)
       : order(3 * rows * 8),
         first((table_rows + 3 * 2) * 8),
-        pieces(rows / kEmbeddingPieceRows * width * (is_double ? 8 : 4)) {}
+        pieces(rows / kEmbeddingPieceRows * width * (is_double ? 8 : 4)),
+        keep(rows * embedding_keep_words(width) * 2) {}
 };
 
 // In numbers of int64.
 int64_t workspace_size(int64_t rows, int64_t width, int64_t table_rows, bool is_double, Target target) {
   if (target.gpu) return EmbeddingGpuWorkspace(rows, width).size / 8;
   const CpuWorkspace sizes(rows, width, table_rows, is_double);
-  return (sizes.order + sizes.first + sizes.pieces + 7) / 8;
+  return (sizes.order + sizes.first + sizes.pieces + sizes.keep + 7) / 8;
 }
 
 py::object backward(View grad, View tokens, View positions, View block_positions, int64_t token_rows,
@@ -73,6 +74,7 @@ py::object backward(View grad, View tokens, View positions, View block_positions
       .order = reinterpret_cast<int64_t*>(memory),
       .first = reinterpret_cast<int64_t*>(memory + sizes.order),
       .pieces = memory + sizes.order + sizes.first,
+      .keep = reinterpret_cast<uint16_t*>(memory + sizes.order + sizes.first + sizes.pieces),
       .workspace = memory,
       .dropout = {dropout_p, seed},
       .threads = target.threads,

@@ -27,8 +27,8 @@ void forward_row(const DropoutAddLayerNormForward& p, const RowDropout& dropout,
   T* normed = static_cast<T*>(p.normed) + n * width;
 
   Vec<C> sum = {};
-  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
-    Vec<C> h = load_as_some(residual + e, count) + dropout_row<kDropout>(load_as_some(x + e, count), factor);
+  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, auto dropped) {
+    Vec<C> h = load_as_some(residual + e, count) + dropped(load_as_some(x + e, count));
     store_as_some(sum_out + e, h, count);
     if constexpr (sizeof(T) == 2)
       h = load_as_some(sum_out + e, count);  // the mean is that of the rounded sum
@@ -88,13 +88,13 @@ void backward_row(const DropoutAddLayerNormBackward& p, const RowDropout& dropou
   const C g_mean = reduce_add(g_sum) / static_cast<C>(width);
   const C g_xhat_mean = reduce_add(g_xhat_sum) / static_cast<C>(width);
 
-  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, const C* factor) {
+  for_columns_dropout<C, kDropout>(dropout, n, width, [&](int64_t e, int count, auto dropped) {
     const Vec<C> xhat = (load_as_some(h + e, count) - mean) * rstd;
     const Vec<C> g = load_as_some(grad_normed + e, count) * load_as_some(weight + e, count);
     Vec<C> grad_h = (g - g_mean - xhat * g_xhat_mean) * rstd;
     if (grad_stream) grad_h += load_as_some(grad_stream + e, count);
     if (grad_residual) store_as_some(grad_residual + e, grad_h, count);
-    if (grad_x) store_as_some(grad_x + e, dropout_row<kDropout>(grad_h, factor), count);
+    if (grad_x) store_as_some(grad_x + e, dropped(grad_h), count);
   });
 }
 

@@ -106,37 +106,60 @@ GLM_INLINE PhiloxVectors philox_along_c1(uint64_t seed, uint32_t c0, uint32_t c1
 
 inline constexpr int64_t kDropoutChunk = 128;  // columns of a row that share Philox counters
 
+// Which elements of a matrix are kept, for vectors of 16 counters of a chunk or fewer: number t of counter l
+// belongs to column 16 t + l. A dropped element becomes 0 whatever it held: 0 * NaN would not be.
 struct RowDropout {
+  static constexpr int kNumbers = 8;  // of a counter
+
   uint64_t seed;
-  VecI threshold;
-  double scale;
+  VecU last;      // the largest number that is kept, in the upper half of a word, over a half of ones
+  LaneMask some;  // all lanes; none where nothing is kept
+  float scale;
+  double scale64;
 
   explicit RowDropout(const Dropout& dropout)
       : seed(dropout.seed),
-        threshold(broadcast(static_cast<int32_t>(dropout.threshold()))),
-        scale(dropout.scale()) {}
+        last(broadcast((dropout.threshold() << 16) - 1)),
+        some(at_most(broadcast(1u), broadcast(dropout.threshold()))),
+        scale(static_cast<float>(dropout.scale())),
+        scale64(dropout.scale()) {}
 
-  // factor[k]: scale where column e + k of row n is kept, else 0, for k < kDropoutChunk; e is a multiple of
-  // it. C is float or double.
-  template <class C>
-  GLM_INLINE void factors(int64_t n, int64_t e, C* factor) const {
-    constexpr int kStep = kLanes<uint32_t>;  // 4, 8 or 16: divides the 16 counters of a chunk
-    for (int lane = 0; lane < 16; lane += kStep) {
-      const PhiloxVectors words = philox_along_c0(seed, static_cast<uint32_t>(e / kDropoutChunk * 16 + lane),
-                                                  static_cast<uint32_t>(n),
-                                                  static_cast<uint32_t>(static_cast<uint64_t>(n) >> 32), 0u);
-      for (int t = 0; t < 8; ++t) {
-        const VecU number = t % 2 ? words.word[t / 2] >> 16 : words.word[t / 2] & 0xffffu;
-        const VecI keep = reinterpret_cast<VecI>(number) < threshold;
-        if constexpr (std::is_same_v<C, float>) {
-          const VecF kept =
-              reinterpret_cast<VecF>(keep & reinterpret_cast<VecI>(broadcast(static_cast<float>(scale))));
-          store(factor + t * 16 + lane, kept);
-        } else {
-          for (int i = 0; i < kStep; ++i) factor[t * 16 + lane + i] = keep[i] ? scale : 0.0;
-        }
-      }
+  // The counters from `lane` on, for row n and the chunk that begins with column e.
+  GLM_INLINE PhiloxVectors numbers(int64_t n, int64_t e, int lane) const {
+    return philox_along_c0(seed, static_cast<uint32_t>(e / kDropoutChunk * 16 + lane),
+                           static_cast<uint32_t>(n), static_cast<uint32_t>(static_cast<uint64_t>(n) >> 32),
+                           0u);
+  }
+
+  GLM_INLINE LaneMask keep(const PhiloxVectors& numbers, int t) const {
+    const VecU word = numbers.word[t / 2];
+    return at_most(t % 2 ? word : word << 16, last) & some;
+  }
+
+  // x dropped and scaled. A vector of doubles has half of the lanes, `first` and those after it.
+  GLM_INLINE VecF dropped(VecF x, LaneMask keep, int) const { return keep_lanes(keep, x * scale); }
+  GLM_INLINE VecD dropped(VecD x, LaneMask keep, int first) const {
+    return keep_bits(bits_of(keep), first, x * scale64);
+  }
+
+  // Bit k % 16 of bits[k / 16]: whether column e + k of row n is kept, for the columns of the chunk.
+  GLM_INLINE void draw_bits(int64_t n, int64_t e, uint16_t* bits) const {
+    uint32_t drawn[kNumbers] = {};
+#pragma GCC unroll 4
+    for (int lane = 0; lane < 16; lane += kLanes<uint32_t>) {
+      const PhiloxVectors vectors = numbers(n, e, lane);
+#pragma GCC unroll 8
+      for (int t = 0; t < kNumbers; ++t) drawn[t] |= bits_of(keep(vectors, t)) << lane;
     }
+    for (int t = 0; t < kNumbers; ++t) bits[t] = static_cast<uint16_t>(drawn[t]);
+  }
+
+  // The same as dropped() for the columns from e + k on.
+  GLM_INLINE VecF dropped_by_bits(VecF x, const uint16_t* bits, int64_t k) const {
+    return keep_bits(bits[k / 16], static_cast<int>(k % 16), x * scale);
+  }
+  GLM_INLINE VecD dropped_by_bits(VecD x, const uint16_t* bits, int64_t k) const {
+    return keep_bits(bits[k / 16], static_cast<int>(k % 16), x * scale64);
   }
 };
 

@@ -16,30 +16,37 @@ GLM_INLINE void for_columns(int64_t begin, int64_t end, const Body& body) {
   if (e < end) body(e, static_cast<int>(end - e));
 }
 
-// The same with the dropout factors of row n: body(e, count, factor), where factor[0..count) belong to
-// columns [e, e + count). Without kDropout factor is null.
+// Calls body(chunk, columns, whole) for the chunks of a row, the first column of each and their number; whole,
+// known when compiled, for all but a shorter last one.
+template <class Body>
+GLM_INLINE void for_chunks(int64_t width, const Body& body) {
+  int64_t chunk = 0;
+  for (; chunk + kDropoutChunk <= width; chunk += kDropoutChunk) body(chunk, kDropoutChunk, std::true_type{});
+  if (chunk < width) body(chunk, width - chunk, std::false_type{});
+}
+
+// The columns of row n with dropout, in an order of its own: body(e, count, dropped), where dropped(x) is what
+// remains of a vector x of columns [e, e + count).
 template <class C, bool kDropout, class Body>
 GLM_INLINE void for_columns_dropout(const RowDropout& dropout, int64_t n, int64_t width, const Body& body) {
   if constexpr (kDropout) {
-    C factor[kDropoutChunk];
-    for (int64_t chunk = 0; chunk < width; chunk += kDropoutChunk) {
-      dropout.factors(n, chunk, factor);
-      for_columns<C>(chunk, std::min(chunk + kDropoutChunk, width),
-                     [&](int64_t e, int count) { body(e, count, factor + (e - chunk)); });
-    }
+    for_chunks(width, [&](int64_t chunk, int64_t columns, auto whole) {
+      for (int lane = 0; lane < 16; lane += kLanes<uint32_t>) {
+        const PhiloxVectors numbers = dropout.numbers(n, chunk, lane);
+#pragma GCC unroll 8
+        for (int t = 0; t < RowDropout::kNumbers; ++t) {
+          const LaneMask keep = dropout.keep(numbers, t);
+          for (int first = 0; first < kLanes<uint32_t>; first += kLanes<C>) {  // a double has two lanes
+            const int64_t e = 16 * t + lane + first;
+            if (!whole && e >= columns) break;
+            const int count = whole ? kLanes<C> : static_cast<int>(std::min<int64_t>(kLanes<C>, columns - e));
+            body(chunk + e, count, [&](Vec<C> x) { return dropout.dropped(x, keep, first); });
+          }
+        }
+      }
+    });
   } else {
-    for_columns<C>(0, width, [&](int64_t e, int count) { body(e, count, nullptr); });
-  }
-}
-
-// x times its dropout factors. A dropped element is 0 whatever it held: 0 * NaN would not be.
-template <bool kDropout, class V>
-GLM_INLINE V dropout_row(V x, const LaneOf<V>* factor) {
-  if constexpr (kDropout) {
-    const V scale = load(factor);
-    return scale != LaneOf<V>(0) ? x * scale : V{};
-  } else {
-    return x;
+    for_columns<C>(0, width, [&](int64_t e, int count) { body(e, count, [](Vec<C> x) { return x; }); });
   }
 }
 

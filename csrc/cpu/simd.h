@@ -109,6 +109,56 @@ GLM_INLINE void store_first(Lane* p, Vec<Lane> v, int count) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(Lane));
 }
 
+// Which lanes of a VecF, or of a VecU.
+#if defined(__AVX512F__)
+using LaneMask = __mmask16;
+#else
+using LaneMask = VecI;
+#endif
+
+GLM_INLINE LaneMask at_most(VecU x, VecU bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmple_epu32_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(bound));
+#else
+  return x <= bound;
+#endif
+}
+
+// Bit l is set where lane l is in the mask.
+GLM_INLINE uint32_t bits_of(LaneMask mask) {
+#if defined(__AVX512F__)
+  return mask;
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < kLanes<int32_t>; ++l) bits |= (static_cast<uint32_t>(mask[l]) & 1u) << l;
+  return bits;
+#endif
+}
+
+// x in the lanes of the mask, zero in the others.
+GLM_INLINE VecF keep_lanes(LaneMask mask, VecF x) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecF>(_mm512_maskz_mov_ps(mask, reinterpret_cast<__m512>(x)));
+#else
+  return reinterpret_cast<VecF>(mask & reinterpret_cast<VecI>(x));
+#endif
+}
+
+// x in the lanes l whose bit first + l is set, zero in the others.
+template <class V>
+GLM_INLINE V keep_bits(uint32_t bits, int first, V x) {
+  using Lane = LaneOf<V>;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Lane) == 4) return keep_lanes(static_cast<LaneMask>(bits >> first), x);
+#endif
+  using Index = std::conditional_t<sizeof(Lane) == 4, int32_t, int64_t>;
+  Vec<Index> bit;
+  for (int l = 0; l < kLanes<Lane>; ++l) bit[l] = Index{1} << (first + l);
+  return (broadcast(static_cast<Index>(bits)) & bit) == bit ? x : V{};
+}
+
 // To memory past the caches, for what is too large to be found there again: a line is not fetched before it is
 // written. p is aligned to a vector. Others see it after stream_fence() and whatever else orders memory.
 template <class Lane>

@@ -11,12 +11,17 @@ struct EmbeddingLookup {
   const int64_t* ids;  // [N]
   int64_t table_rows;
   void* table;  // [table_rows, E], read by forward; of backward its gradient, or null where none is wanted
-  bool add = false;  // backward: adds to what another use of the table left there, else it finds zeros
+  // Backward adds to what another use of the table left there. Else a CPU writes every row of the gradient, and
+  // a GPU those that were looked up: it finds zeros.
+  bool add = false;
 };
 
 // Backward sums the rows of a frequent id in pieces of at least this many, whatever the thread count, and the
 // pieces in order.
 inline constexpr int64_t kEmbeddingPieceRows = 64;
+
+// 16 columns a number, in chunks of 128.
+constexpr int64_t embedding_keep_words(int64_t width) { return (width + 127) / 128 * 8; }
 
 struct Embedding2DForward {
   DType dtype;
@@ -35,7 +40,8 @@ struct Embedding2DBackward {
   int64_t* order;    // scratch [3, N]
   int64_t* first;    // scratch [sum of (table_rows + 2)]
   void* pieces;      // scratch [N / kEmbeddingPieceRows, E] float; double for f64
-  void* workspace;   // on a GPU instead of these three: EmbeddingGpuWorkspace
+  uint16_t* keep;    // scratch [N, embedding_keep_words(E)]: a bit for each element that dropout kept
+  void* workspace;   // on a GPU instead of these four: EmbeddingGpuWorkspace
   Dropout dropout;
   int threads;
 };

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glm_ext import _C
+from glm_ext.ops import _kept_memory
 from glm_ext.ops._arguments import (
     check_floating,
     check_integer,
@@ -16,7 +17,6 @@ from glm_ext.ops._arguments import (
     check_probability,
     check_shape,
 )
-from glm_ext.ops._kept_zeros import zeros
 from glm_ext.ops._library import (
     autocast_dtype,
     draw_seed,
@@ -211,9 +211,10 @@ def _backward(
     """The gradients of the wanted tables, in order; that of the tokens added to `onto`, if there is one."""
     tokens, positions, block_positions = _int64(tokens, positions, block_positions)
     rows, width = tokens.numel(), grad.shape[-1]
+    grad, where = grad.contiguous(), target("embedding_2d_backward", grad)
     begun = (onto, None, None)
     grads = [
-        _zeros(n, width, grad) if there is None else there
+        _gradient(n, width, grad, where) if there is None else there
         for n, want, there in zip(table_rows, wanted, begun, strict=True)
         if want
     ]
@@ -221,7 +222,6 @@ def _backward(
     grad_token, grad_position, grad_block = (next(given) if want else None for want in wanted)
     token_rows, position_rows, block_rows = table_rows
 
-    grad, where = grad.contiguous(), target("embedding_2d_backward", grad)
     workspace = tokens.new_empty(
         _C.embedding_2d_workspace(rows, width, sum(table_rows), grad.dtype == torch.float64, where)
     )
@@ -249,10 +249,11 @@ def _backward_fake(
     return [grad.new_empty((rows, width)) for rows, want in zip(table_rows, wanted, strict=True) if want]
 
 
-def _zeros(rows: int, width: int, like: Tensor) -> Tensor:
-    if not like.is_cpu:
-        return like.new_zeros((rows, width))
-    return zeros(rows * width * like.dtype.itemsize).view(like.dtype).view(rows, width)
+def _gradient(rows: int, width: int, like: Tensor, where: int | tuple[int, int]) -> Tensor:
+    """Memory for a table's gradient: a CPU writes all its rows, a GPU those that were looked up."""
+    if isinstance(where, int):
+        return _kept_memory.empty(rows * width * like.dtype.itemsize).view(like.dtype).view(rows, width)
+    return like.new_zeros((rows, width))
 
 
 def _int64(*ids: Tensor) -> tuple[Tensor, ...]:
