@@ -252,7 +252,7 @@ def _backward_fake(
 def _gradient(rows: int, width: int, like: Tensor, where: int | tuple[int, int]) -> Tensor:
     """Memory for a table's gradient: a CPU writes all its rows, a GPU those that were looked up."""
     if isinstance(where, int):
-        return _kept_memory.empty(rows * width * like.dtype.itemsize).view(like.dtype).view(rows, width)
+        return _kept_memory.new_empty(like, (rows, width))
     return like.new_zeros((rows, width))
 
 

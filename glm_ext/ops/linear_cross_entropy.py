@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from glm_ext import _C
+from glm_ext.ops import _kept_memory
 from glm_ext.ops._arguments import (
     check_floating,
     check_integer,
@@ -184,8 +186,8 @@ def _forward(
     hidden_grad: bool,
     weight_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss, grad_hidden, grad_weight = _forward_fake(
-        hidden, weight, targets, loss_mask, label_smoothing, reduction, hidden_grad, weight_grad
+    loss, grad_hidden, grad_weight = _results(
+        hidden, weight, targets, reduction, hidden_grad, weight_grad, _kept_memory.new_empty
     )
     now = reduction != "none"
     _run(
@@ -206,13 +208,25 @@ def _forward_fake(
     hidden_grad: bool,
     weight_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and the gradients of it as far as they are computed with it (else empty)."""
+    return _results(hidden, weight, targets, reduction, hidden_grad, weight_grad, Tensor.new_empty)
+
+
+def _results(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    reduction: str,
+    hidden_grad: bool,
+    weight_grad: bool,
+    new_empty: Callable[..., Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the loss, and for the gradients as far as they are computed with it (else empty)."""
     dtype = statistics_dtype(hidden.dtype)
     now = reduction != "none"
     return (
         hidden.new_empty(() if now else targets.shape, dtype=dtype),
         hidden.new_empty(hidden.shape if hidden_grad and now else (0,), dtype=dtype),
-        hidden.new_empty(weight.shape if weight_grad and now else (0,), dtype=dtype),
+        new_empty(hidden, weight.shape if weight_grad and now else (0,), dtype=dtype),
     )
 
 
@@ -229,8 +243,8 @@ def _backward(
     """Gradients for reduction "none": those of the sum, rows weighted by the incoming gradient as well."""
     row_weight = _row_weight(hidden, targets, loss_mask)
     row_weight = torch.where(row_weight == 0, row_weight, row_weight * grad).contiguous()
-    loss, grad_hidden, grad_weight = _forward_fake(
-        hidden, weight, targets, loss_mask, label_smoothing, "sum", hidden_grad, weight_grad
+    loss, grad_hidden, grad_weight = _results(
+        hidden, weight, targets, "sum", hidden_grad, weight_grad, _kept_memory.new_empty
     )
     _run(
         hidden, weight, targets, row_weight, loss,

@@ -20,33 +20,37 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kept_memory, "_kept", [])
 
 
+def _empty(bytes_: int) -> torch.Tensor:
+    return _kept_memory.new_empty(torch.empty(0, dtype=torch.uint8), (bytes_,))
+
+
 def test_a_freed_block_comes_again() -> None:
-    first = _kept_memory.empty(100)
+    first = _empty(100)
     place = first.data_ptr()
     del first
-    again = _kept_memory.empty(100)
+    again = _empty(100)
     assert again.data_ptr() == place and place % 64 == 0
     assert again.shape == (100,)
 
 
 def test_a_block_in_use_is_nobody_elses() -> None:
     """Also where a view, or an array, is all that is left of the tensor."""
-    view = _kept_memory.empty(96).view(torch.float32)[4:].fill_(1)
-    array = _kept_memory.empty(96).fill_(2).numpy()
-    other = _kept_memory.empty(96).fill_(3)
+    view = _empty(96).view(torch.float32)[4:].fill_(1)
+    array = _empty(96).fill_(2).numpy()
+    other = _empty(96).fill_(3)
     assert (view == 1).all() and (array == 2).all() and (other == 3).all()
     del view
     assert len(_kept_memory._kept) == 1
 
 
 def test_the_last_freed_block_is_kept_alone() -> None:
-    blocks = [_kept_memory.empty(bytes_) for bytes_ in (64, 128, 192)]
+    blocks = [_empty(bytes_) for bytes_ in (64, 128, 192)]
     while blocks:
         blocks.pop(0)
     assert [block.nbytes for block in _kept_memory._kept] == [192 + 64]
-    _kept_memory.empty(128)  # of another size: what was kept goes
+    _empty(128)  # of another size: what was kept goes
     assert [block.nbytes for block in _kept_memory._kept] == [128 + 64]
-    _kept_memory.empty(8)  # small ones are not kept
+    _empty(8)  # small ones are not kept
     assert [block.nbytes for block in _kept_memory._kept] == [128 + 64]
 
 
@@ -55,7 +59,7 @@ def test_threads_never_share_a_block() -> None:
 
     def work(mark: int) -> None:
         for _ in range(200):
-            block = _kept_memory.empty(4096)
+            block = _empty(4096)
             block.fill_(mark)
             wrong.append(not (block == mark).all())
 
