@@ -68,6 +68,13 @@ def test_dropped_elements_are_zero_whatever_they_held(value: float) -> None:
     assert torch.equal(h, residual)
 
 
+def test_a_probability_below_the_step_of_16_bits_drops_nothing() -> None:
+    """Numbers of all 16 bits are kept then, the largest too, which comes 16 times here."""
+    x = torch.ones(1024, 1024)
+    _, h = ops.dropout_add_layer_norm(x, torch.zeros_like(x), x[0], x[0], dropout_p=1e-6)
+    assert h.count_nonzero() == h.numel()
+
+
 def test_dropout_keeps_the_expected_share() -> None:
     torch.manual_seed(5)
     x = torch.ones(512, 512)
