@@ -17,6 +17,7 @@ __all__: list[str] = [
     "dropout_add_layer_norm_forward",
     "dropout_add_layer_norm_partials",
     "embedding_2d_backward",
+    "embedding_2d_finds_zeros",
     "embedding_2d_forward",
     "embedding_2d_workspace",
     "fma_peak",
@@ -106,6 +107,7 @@ def embedding_2d_backward(
     seed: typing.SupportsInt | typing.SupportsIndex,
     target: int | tuple[int, int],
 ) -> typing.Any: ...
+def embedding_2d_finds_zeros(target: int | tuple[int, int]) -> bool: ...
 def embedding_2d_forward(
     tokens: torch.Tensor | None,
     positions: torch.Tensor | None,

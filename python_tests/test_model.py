@@ -155,12 +155,12 @@ def test_part_a_is_blind_to_part_b_and_part_b_to_its_future():
 def test_the_loss_makes_one_gradient_of_the_vocabulary_matrix(monkeypatch):
     model, batch = golden_model(), golden_batch()
     module = sys.modules["glm_ext.ops.embedding_2d"]
-    filled, zeros = [], module._zeros
-    monkeypatch.setattr(module, "_zeros", lambda rows, *rest: (filled.append(rows), zeros(rows, *rest))[1])
+    made, gradient = [], module._gradient
+    monkeypatch.setattr(module, "_gradient", lambda n, *rest: (made.append(n), gradient(n, *rest))[1])
     for _ in range(2):  # the second is added to the first
         model.loss(batch).backward()
     rows = model.config.max_positions + 1
-    assert filled == [rows] * 4
+    assert made == [rows] * 4
     weight = model.word_embeddings.weight
     torch.testing.assert_close(weight.grad, 2 * GOLDEN["grad/word_embeddings.weight"], rtol=1e-4, atol=1e-6)
 

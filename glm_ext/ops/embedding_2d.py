@@ -251,9 +251,9 @@ def _backward_fake(
 
 def _gradient(rows: int, width: int, like: Tensor, where: int | tuple[int, int]) -> Tensor:
     """Memory for a table's gradient: a CPU writes all its rows, a GPU those that were looked up."""
-    if isinstance(where, int):
-        return _kept_memory.new_empty(like, (rows, width))
-    return like.new_zeros((rows, width))
+    if _C.embedding_2d_finds_zeros(where):
+        return like.new_zeros((rows, width))
+    return _kept_memory.new_empty(like, (rows, width))
 
 
 def _int64(*ids: Tensor) -> tuple[Tensor, ...]:

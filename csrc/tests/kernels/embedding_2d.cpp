@@ -7,7 +7,7 @@ namespace glm::test {
 namespace {
 
 constexpr int64_t kTableRows[3] = {11, 5, 3};
-constexpr float kBefore[3] = {0, -2, 0.5f};  // what the gradients hold: not zero where they are added to
+constexpr float kBefore[3] = {0, -2, 0.5f};  // what a gradient holds that is added to; 0 where none is
 
 template <class T>
 void check(int64_t rows, int64_t width, const Dropout& dropout) {
@@ -19,7 +19,8 @@ void check(int64_t rows, int64_t width, const Dropout& dropout) {
     const int64_t table_rows = kTableRows[which];
     places[which] = ids(rows, 2 * which + 1, table_rows);
     tables[which] = random<T>(table_rows * width, which);
-    grads[which].assign(static_cast<size_t>(table_rows * width), stored<T>(kBefore[which]));
+    grads[which] = unwritten<T>(table_rows * width);
+    if (kBefore[which] != 0) grads[which].assign(grads[which].size(), stored<T>(kBefore[which]));
     forward.lookups[which] = {places[which].data(), table_rows, tables[which].data()};
     backward.lookups[which] = {places[which].data(), table_rows, grads[which].data(), kBefore[which] != 0};
   }
@@ -41,7 +42,9 @@ void check(int64_t rows, int64_t width, const Dropout& dropout) {
   backward.grad = grad.data();
   backward.order = order.data();
   backward.first = first.data();
+  std::vector<uint16_t> keep(static_cast<size_t>(rows * embedding_keep_words(width)));
   backward.pieces = pieces.data();
+  backward.keep = keep.data();
   backward.dropout = dropout;
   backward.threads = 2;
   expect(cpu::kernels().embedding_2d_backward(backward).which == -1, "every id is in its table");
