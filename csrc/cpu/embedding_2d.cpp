@@ -18,6 +18,8 @@ namespace {
 constexpr int64_t kRowsPerTask = 16;
 constexpr int64_t kZeroRowsPerTask = 256;
 constexpr int64_t kLargeTableBytes = int64_t{1} << 24;
+static_assert(embedding_keep_words(kDropoutChunk) == kDropoutChunk / 16 &&
+              embedding_keep_words(kDropoutChunk + 1) == kDropoutChunk / 16 * 2);
 
 EmbeddingFault find_fault(const EmbeddingLookup (&lookups)[3], int64_t rows) {
   for (int which = 0; which < 3; ++which) {

@@ -20,7 +20,7 @@ struct EmbeddingLookup {
 // pieces in order.
 inline constexpr int64_t kEmbeddingPieceRows = 64;
 
-// 16 columns a number, in chunks of 128.
+// Numbers of 16 bits, a bit for each column of a row, in whole chunks of 128 columns.
 constexpr int64_t embedding_keep_words(int64_t width) { return (width + 127) / 128 * 8; }
 
 struct Embedding2DForward {
