@@ -180,6 +180,17 @@ GLM_INLINE void stream_fence() {
 #endif
 }
 
+// `count` elements, whole vectors of them, from and to what is aligned to one.
+template <class T>
+GLM_INLINE void stream_copy(T* out, const T* from, int64_t count) {
+  constexpr int64_t kElements = kVectorBytes / sizeof(T);
+  for (int64_t i = 0; i < count; i += kElements) {
+    VecF bytes;
+    std::memcpy(&bytes, from + i, sizeof(bytes));
+    stream(reinterpret_cast<float*>(out + i), bytes);
+  }
+}
+
 // a * b + c, rounded once where the machine can.
 template <class V>
 GLM_INLINE V fma(V a, V b, V c) {
