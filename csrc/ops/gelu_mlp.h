@@ -39,7 +39,7 @@ struct GeluMlpBackward {
   Matrix w2;         // [O, F]
   const void* pre;   // [N, F]
   const void* post;  // [N, F]; null: computed from pre
-  void* grad_pre;    // [N, F], workspace; not used when only w2 and b2 have gradients
+  void* grad_pre;    // [N, F], workspace, may be pre; not used when only w2 and b2 have gradients
   void* sums;        // [sum_groups(N), max(F, O)] float or double, workspace of the bias gradients
   void* workspace;   // on a GPU, instead of sums: GeluMlpGpuWorkspace
   void* grad_x;      // [N, E]

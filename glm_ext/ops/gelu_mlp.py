@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -166,8 +167,13 @@ def _backward(
     approximate: str,
     recompute: str,
     needed: Sequence[bool],
+    *,
+    last: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, w1, b1, w2, b2 where they are needed. recompute says whether pre and post are there."""
+    """Gradients of x, w1, b1, w2, b2 where they are needed. recompute says whether pre and post are there.
+
+    Of pre, which nobody will need after the `last` time, the gradient takes the place.
+    """
     grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = grads = tuple(
         x.new_empty(shape) if n else None for shape, n in zip(_shapes(x, w1, w2), needed, strict=True)
     )
@@ -190,7 +196,10 @@ def _backward(
             _rows(grad_y), rows, w1, w2, pre, post, (to_rows, grad_w1, grad_b1, grad_w2, grad_b2), tanh, where
         )
         return grads
-    grad_pre = rows.new_empty(hidden) if any(needed[:3]) else None
+    if not any(needed[:3]):
+        grad_pre = None
+    else:
+        grad_pre = pre if last or recompute == "all" else rows.new_empty(hidden)
     has_post = post is not None or grad_w2 is None
     size = _C.gelu_mlp_backward_workspace(*hidden, w2.shape[0], has_post, x.element_size(), where)
     _C.gelu_mlp_backward(
@@ -220,12 +229,24 @@ class _GeluMlp(torch.autograd.Function):
         y, pre, post = _forward(x, w1, b1, w2, b2, approximate, recompute)
         ctx.save_for_backward(x, w1, b1, w2, pre, post)
         ctx.options = approximate, recompute
+        ctx.spent = False
         return y
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(_backward, ctx, grad_y)
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
+        return _gradients(_backward if kept else functools.partial(_last_backward, ctx), ctx, grad_y)
+
+
+def _last_backward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
+    if ctx.spent:  # torch itself lets nobody ask again, except when the last time broke off
+        raise RuntimeError(
+            "gelu_mlp: expected what forward saved, which a backward that broke off has written over; "
+            "run forward again"
+        )
+    ctx.spent = True
+    return _backward(*arguments, last=True)
 
 
 def _gradients(backward: Any, ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:

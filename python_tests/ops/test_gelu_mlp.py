@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glm_ext import ops
+from glm_ext import _C, ops
 from glm_ext.ops import reference
 
 from .tolerance import DTYPES, check_op
@@ -88,6 +88,30 @@ def test_only_wanted_gradients(which: int) -> None:
     ops.gelu_mlp(*together).backward(grad)
     ops.gelu_mlp(*alone).backward(grad)
     assert torch.equal(alone[which].grad, together[which].grad)
+
+
+@pytest.mark.parametrize("recompute", ["none", "activation", "all"])
+def test_a_graph_that_is_kept_gives_its_gradients_again(recompute: str) -> None:
+    """Only the last time may what forward saved be written over."""
+    inputs = [t.requires_grad_() for t in make_inputs(40, 17, 19, 23)]
+    y = ops.gelu_mlp(*inputs, recompute=recompute).sum()
+    first, second, last = (torch.autograd.grad(y, inputs, retain_graph=kept) for kept in (True, True, False))
+    assert all(torch.equal(a, b) for other in (second, last) for a, b in zip(first, other, strict=True))
+
+
+def test_a_backward_that_broke_off_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have written over what forward saved."""
+    inputs = [t.requires_grad_() for t in make_inputs(13, 17, 19, 23)]
+    y = ops.gelu_mlp(*inputs).sum()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_C, "gelu_mlp_backward", interrupted)
+        torch.autograd.grad(y, inputs)
+    with pytest.raises(RuntimeError, match="run forward again"):
+        torch.autograd.grad(y, inputs)
 
 
 def test_any_strides() -> None:

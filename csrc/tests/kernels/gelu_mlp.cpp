@@ -1,5 +1,7 @@
 #include "ops/gelu_mlp.h"
 
+#include <cstring>
+
 #include "cpu/kernels.h"
 #include "tests/kernels/tests.h"
 
@@ -42,7 +44,7 @@ void check(int64_t N, int64_t E, int64_t F, int64_t O, Gelu kind, bool keep_post
       .y = y.data(),
       .threads = 2,
   });
-  cpu::kernels().gelu_mlp_backward({
+  GeluMlpBackward backward = {
       .shape = shape,
       .grad_y = matrix(grad_y, O),
       .x = matrix(x, E),
@@ -58,7 +60,8 @@ void check(int64_t N, int64_t E, int64_t F, int64_t O, Gelu kind, bool keep_post
       .grad_w2 = grad_w2.data(),
       .grad_b2 = grad_b2.data(),
       .threads = 2,
-  });
+  };
+  cpu::kernels().gelu_mlp_backward(backward);
 
   // From what was stored at each step, so that a rounding is not counted twice. The products' factors are
   // below 2 and about 6 (pre), so that many roundings of T.
@@ -100,6 +103,14 @@ void check(int64_t N, int64_t E, int64_t F, int64_t O, Gelu kind, bool keep_post
       expect_close(grad_w2[o * F + f], sum, 8.0 * N, "grad_w2", 4.0 * N);
     }
   }
+
+  // The gradient of pre in its place: the same bits.
+  const std::vector<std::vector<T>> apart = {grad_pre, grad_x, grad_w1, grad_b1, grad_w2, grad_b2};
+  backward.grad_pre = pre.data();
+  cpu::kernels().gelu_mlp_backward(backward);
+  const std::vector<std::vector<T>> in_place = {pre, grad_x, grad_w1, grad_b1, grad_w2, grad_b2};
+  for (size_t i = 0; i < apart.size(); ++i)
+    expect(std::memcmp(apart[i].data(), in_place[i].data(), apart[i].size() * sizeof(T)) == 0, "in place");
 }
 
 }  // namespace
