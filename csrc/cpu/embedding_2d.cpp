@@ -16,6 +16,7 @@ namespace glm::cpu::GLM_ISA {
 namespace {
 
 constexpr int64_t kRowsPerTask = 16;
+constexpr int64_t kRowsAhead = 16;  // of one id: 16 of 4096 floats are a quarter of L2
 constexpr int64_t kZeroRowsPerTask = 256;
 constexpr int64_t kLargeTableBytes = int64_t{1} << 24;
 static_assert(embedding_keep_words(kDropoutChunk) == kDropoutChunk / 16 &&
@@ -98,7 +99,7 @@ GLM_INLINE void for_chunk(int64_t columns, const Body& body) {
   }
 }
 
-enum class Write { kOver, kOnto, kPastCaches };
+enum class Write { kOver, kOnto, kPastCaches };  // the last one as the first
 
 // A large table's gradient goes past the caches: zeros take a third of the time then (AMD Zen 4), and sums do
 // not wait for the lines that they replace.
@@ -123,7 +124,8 @@ struct RowSums {
   void sum(const Sorted& sorted, int64_t begin, int64_t count, Write write, Out* out) const {
     const int64_t keep_words = embedding_keep_words(p.width);
     const int64_t* order = sorted.order + begin;
-    for (int64_t i = 1; i <= count && begin + i < p.rows; ++i) fetch(order[i]);
+    const int64_t ahead = std::min({count, kRowsAhead, p.rows - begin - 1});
+    for (int64_t i = 1; i <= ahead; ++i) fetch(order[i]);
     for (int64_t i = 0; kDropout && draws && i < count; ++i)
       for (int64_t chunk = 0; chunk < p.width; chunk += kDropoutChunk)
         dropout.draw_bits(order[i], chunk, p.keep + order[i] * keep_words + chunk / 16);
@@ -147,7 +149,7 @@ struct RowSums {
     });
   }
 
-  // The row after comes to L2 meanwhile: ids lead to rows in no order that a processor foresees.
+  // To L2, the row after too: ids lead to rows in no order that a processor foresees.
   void fetch(int64_t n) const {
     const T* grad = static_cast<const T*>(p.grad) + n * p.width;
     constexpr int64_t kLine = 64 / sizeof(T);

@@ -172,7 +172,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, w1, b1, w2, b2 where they are needed. recompute says whether pre and post are there.
 
-    Of pre, which nobody will need after the `last` time, the gradient takes the place.
+    The `last` time that pre is needed, its gradient takes its place.
     """
     grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = grads = tuple(
         x.new_empty(shape) if n else None for shape, n in zip(_shapes(x, w1, w2), needed, strict=True)
@@ -235,18 +235,17 @@ class _GeluMlp(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept = torch._C._autograd._get_current_graph_task_keep_graph()
-        return _gradients(_backward if kept else functools.partial(_last_backward, ctx), ctx, grad_y)
+        return _gradients(functools.partial(_spending_backward, ctx), ctx, grad_y)
 
 
-def _last_backward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
+def _spending_backward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
     if ctx.spent:  # torch itself lets nobody ask again, except when the last time broke off
         raise RuntimeError(
             "gelu_mlp: expected what forward saved, which a backward that broke off has written over; "
             "run forward again"
         )
-    ctx.spent = True
-    return _backward(*arguments, last=True)
+    ctx.spent = not torch._C._autograd._get_current_graph_task_keep_graph()
+    return _backward(*arguments, last=ctx.spent)
 
 
 def _gradients(backward: Any, ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
