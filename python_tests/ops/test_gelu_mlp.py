@@ -99,6 +99,21 @@ def test_a_graph_that_is_kept_gives_its_gradients_again(recompute: str) -> None:
     assert all(torch.equal(a, b) for other in (second, last) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_last_gradient_of_pre_takes_its_place(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [t.requires_grad_() for t in make_inputs(13, 17, 19, 23)]
+    in_place, backward = [], _C.gelu_mlp_backward
+
+    def watched(*arguments: Any) -> None:
+        pre, grad_pre = arguments[4], arguments[6]
+        in_place.append(pre.data_ptr() == grad_pre.data_ptr())
+        backward(*arguments)
+
+    monkeypatch.setattr(_C, "gelu_mlp_backward", watched)
+    torch.autograd.grad(ops.gelu_mlp(*inputs).sum(), inputs, retain_graph=kept)
+    assert in_place == [not kept]
+
+
 def test_a_backward_that_broke_off_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have written over what forward saved."""
     inputs = [t.requires_grad_() for t in make_inputs(13, 17, 19, 23)]
