@@ -54,9 +54,9 @@ def cuda_architectures() -> str:
     The CUDA architectures that this build holds, as in "80 90a"; empty without CUDA.
     """
 
-def cuda_devices() -> list[tuple[str, int, int]]:
+def cuda_devices() -> list[tuple[str, int, int, int]]:
     """
-    (name, major, minor) of each GPU that the CUDA build sees: major.minor is its compute capability.
+    (name, major, minor, shared bytes of a block) of each GPU that the CUDA build sees.
     """
 
 def dropout_add_layer_norm_backward(

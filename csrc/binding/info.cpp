@@ -9,12 +9,12 @@ using namespace pybind11::literals;
 
 namespace {
 
-using CudaDevice = std::tuple<std::string, int, int>;
+using CudaDevice = std::tuple<std::string, int, int, int64_t>;
 
 std::vector<CudaDevice> cuda_devices() {
   std::vector<CudaDevice> found;
   for (const glm::cuda::Device& device : glm::cuda::devices())
-    found.emplace_back(device.name, device.major, device.minor);
+    found.emplace_back(device.name, device.major, device.minor, device.shared_bytes);
   return found;
 }
 
@@ -38,7 +38,7 @@ void glm::register_info(py::module_& m) {
       "cuda_architectures", [] { return std::string(GLM_CUDA_ARCHITECTURES); },
       "The CUDA architectures that this build holds, as in \"80 90a\"; empty without CUDA.");
   m.def("cuda_devices", &cuda_devices,
-        "(name, major, minor) of each GPU that the CUDA build sees: major.minor is its compute capability.");
+        "(name, major, minor, shared bytes of a block) of each GPU that the CUDA build sees.");
   m.def("use_wgmma", &glm::cuda::use_wgmma, "wanted"_a,
         "Whether Hopper GPUs run the kernels of warpgroups, where an op has them; as GLM_WGMMA=1 says at "
         "first.");

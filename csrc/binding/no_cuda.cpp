@@ -13,7 +13,7 @@ std::vector<Device> devices() { return {}; }
 void use_wgmma(bool) {}
 void use_ffma(bool) {}
 
-DeviceGuard::DeviceGuard(int) : before_(0) {}
+DeviceGuard::DeviceGuard(int device) : device_(device), before_(device) {}
 DeviceGuard::~DeviceGuard() = default;
 
 }  // namespace glm::cuda

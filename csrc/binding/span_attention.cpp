@@ -122,6 +122,7 @@ int64_t workspace(bool backward, View query, int64_t batch, int64_t kv_heads, in
   p.rows = query.shape[packed ? 0 : 2];
   p.keys = keys;
   p.cu_seqlens = packed ? &some : nullptr;
+  const cuda::DeviceGuard guard(target.device);
   return backward ? kernels.span_attention_backward_workspace(p, static_cast<GradQuery>(way))
                   : kernels.span_attention_forward_workspace(p);
 }

@@ -17,7 +17,8 @@ std::vector<Device> devices() {
   for (int index = 0; index < count; ++index) {
     cudaDeviceProp properties;
     GLM_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
-    found.push_back({properties.name, properties.major, properties.minor});
+    found.push_back({properties.name, properties.major, properties.minor,
+                     static_cast<int64_t>(properties.sharedMemPerBlockOptin)});
   }
   return found;
 }
@@ -55,15 +56,24 @@ bool has_wgmma() {
 
 void use_wgmma(bool wanted) { wants_wgmma() = wanted; }
 
+int64_t shared_bytes_per_block() {
+  int device = 0, bytes = 0;
+  GLM_CUDA_CHECK(cudaGetDevice(&device));
+  GLM_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 bool uses_ffma() { return wants_ffma(); }
 
 void use_ffma(bool wanted) { wants_ffma() = wanted; }
 
-DeviceGuard::DeviceGuard(int device) {
+DeviceGuard::DeviceGuard(int device) : device_(device) {
   GLM_CUDA_CHECK(cudaGetDevice(&before_));
   if (device != before_) GLM_CUDA_CHECK(cudaSetDevice(device));
 }
 
-DeviceGuard::~DeviceGuard() { cudaSetDevice(before_); }  // no effect where it is current already
+DeviceGuard::~DeviceGuard() {
+  if (device_ != before_) cudaSetDevice(before_);
+}
 
 }  // namespace glm::cuda

@@ -1,6 +1,7 @@
 // The GPUs of this machine.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -8,7 +9,8 @@ namespace glm::cuda {
 
 struct Device {
   std::string name;
-  int major, minor;  // compute capability
+  int major, minor;      // compute capability
+  int64_t shared_bytes;  // as shared_bytes_per_block
 };
 
 // Empty where there is no GPU, or no driver that this build can talk to.
@@ -19,12 +21,17 @@ std::vector<Device> devices();
 bool has_wgmma();
 void use_wgmma(bool);
 
+// Bytes of shared memory that a block of the current device can have: 163 KB on sm_80, 227 KB on sm_90 and
+// sm_100, 99 KB on sm_86, sm_89 and sm_120.
+int64_t shared_bytes_per_block();
+
 // Whether attention multiplies floats by FFMA (attention/product_ffma.cuh) rather than by 3xTF32: where asked
 // for, by GLM_FFMA=1 or use_ffma(true).
 bool uses_ffma();
 void use_ffma(bool);
 
-// Makes a device the current one, and puts back the one before.
+// Makes a device the current one, and puts back the one before. Where they are the same it touches nothing: to set a
+// device is to make a context on it.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -33,7 +40,7 @@ class DeviceGuard {
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int before_;
+  int device_, before_;
 };
 
 }  // namespace glm::cuda

@@ -36,12 +36,15 @@ struct WgmmaOperand {
 
 namespace glm::cuda {
 
-// Compiled for another architecture, kernels of warpgroups are empty: nothing launches them there.
+// Compiled for another architecture, kernels of warpgroups only call wrong_architecture().
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 inline constexpr bool kHasWgmma = true;
 #else
 inline constexpr bool kHasWgmma = false;
 #endif
+
+// Nothing launches them there (has_wgmma); if something does, it is an error, not results that nobody wrote.
+__device__ __forceinline__ void wrong_architecture() { __trap(); }
 
 namespace detail {
 

@@ -12,6 +12,8 @@ Options& options() {
   return value;
 }
 
+int64_t Options::shared_bytes() const { return (hopper ? 227 : ada ? 99 : 163) * 1024; }
+
 Machine& machine() {
   static Machine value;
   return value;
@@ -39,7 +41,7 @@ void Machine::run(dim3 grid, dim3 block, int64_t shared_bytes, void (*kernel)(co
   if (threads == 0 || threads > kMaxBlockThreads || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error("launch: a grid or block dimension is out of range");
-  const int64_t most = options().hopper ? kMaxSharedBytesHopper : kMaxSharedBytes;
+  const int64_t most = options().shared_bytes();
   if (shared_bytes > most)
     throw std::runtime_error("launch: " + std::to_string(shared_bytes) + " bytes of shared memory, at most " +
                              std::to_string(most));

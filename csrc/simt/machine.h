@@ -41,7 +41,10 @@ struct Options {
   bool deferred_copies = false;  // cp.async and wgmma happen when they are waited for; else at once
   bool check_races = true;       // see shared_memory.h
   bool count_accesses = false;   // bank conflicts and sectors, see counters.h
-  bool hopper = false;           // kernels of warpgroups where an op has them
+  bool hopper = false;           // sm_90: kernels of warpgroups where an op has them
+  bool ada = false;              // sm_86, sm_89: less shared memory
+
+  int64_t shared_bytes() const;  // what a block may have
 };
 
 Options& options();

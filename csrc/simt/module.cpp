@@ -23,10 +23,10 @@ PYBIND11_MODULE(glm_ext_simt, m) {
       .value("random", Order::random);
   m.def(
       "configure",
-      [](Order order, uint64_t seed, bool deferred_copies, bool check_races, bool count_accesses,
-         bool hopper) { options() = {order, seed, deferred_copies, check_races, count_accesses, hopper}; },
+      [](Order order, uint64_t seed, bool deferred_copies, bool check_races, bool count_accesses, bool hopper,
+         bool ada) { options() = {order, seed, deferred_copies, check_races, count_accesses, hopper, ada}; },
       py::kw_only(), "order"_a = Order::in_order, "seed"_a = 0, "deferred_copies"_a = false,
-      "check_races"_a = true, "count_accesses"_a = false, "hopper"_a = false,
+      "check_races"_a = true, "count_accesses"_a = false, "hopper"_a = false, "ada"_a = false,
       "How the launches that follow are run.");
   m.def(
       "allow",

@@ -12,10 +12,6 @@
 
 namespace glm::simt {
 
-// What one block may have.
-inline constexpr int64_t kMaxSharedBytes = 163 * 1024;        // sm_80
-inline constexpr int64_t kMaxSharedBytesHopper = 227 * 1024;  // sm_90
-
 class SharedMemory {
  public:
   SharedMemory() = default;

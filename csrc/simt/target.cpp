@@ -13,13 +13,15 @@ namespace glm::cuda {
 
 bool has_wgmma() { return simt::options().hopper; }
 
+int64_t shared_bytes_per_block() { return simt::options().shared_bytes(); }
+
 namespace {
 bool ffma_wanted = false;
 }
 bool uses_ffma() { return ffma_wanted; }
 void use_ffma(bool wanted) { ffma_wanted = wanted; }
 
-DeviceGuard::DeviceGuard(int) : before_(0) {}
+DeviceGuard::DeviceGuard(int device) : device_(device), before_(device) {}
 DeviceGuard::~DeviceGuard() = default;
 
 }  // namespace glm::cuda

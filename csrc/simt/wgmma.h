@@ -11,6 +11,7 @@
 namespace glm::cuda {
 
 inline constexpr bool kHasWgmma = true;
+inline void wrong_architecture() {}
 
 namespace detail {
 

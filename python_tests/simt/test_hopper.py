@@ -164,9 +164,12 @@ def test_gelu_mlp(simt: Simt, dtype: torch.dtype, sizes: tuple[int, int, int, in
         check_op(ops.gelu_mlp, reference.gelu_mlp, mlp.make_inputs(*sizes, dtype), recompute=recompute)
 
 
+LOSSES = [(150, 24, 136), (600, 72, 300)]  # N, E, V
+
+
 @pytest.mark.usefixtures("warpgroups")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("shape", [(150, 24, 136), (600, 72, 300)], ids=str)
+@pytest.mark.parametrize("shape", LOSSES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_cross_entropy(
     simt: Simt, dtype: torch.dtype, shape: tuple[int, int, int], reduction: str

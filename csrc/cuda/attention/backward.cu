@@ -158,8 +158,9 @@ void span_attention_backward(const SpanAttentionBackward& op, cudaStream_t strea
         if (uses_ffma()) return launch_statistics(By<Products::ffma>{});
       launch_statistics(By<Products::mma>{});
     });
-    if (query_sums.copies == 0) launch_grad_query(params, stream);
   }
+  if (takes_short(p, op.way)) return launch_grad_short(params, stream);
+  if (p.rows > 0 && query_sums.copies == 0) launch_grad_query(params, stream);
   if (p.keys > 0) launch_grad_key_and_value(params, stream);
   if (p.rows > 0 && query_sums.copies > 0) launch_query(params, stream);
 }

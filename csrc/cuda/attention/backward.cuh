@@ -49,6 +49,9 @@ struct RowStatistics {
   }
 };
 
+// Whether one kernel computes all gradients, with the sums of dQ in shared memory (attention/grad_short.cu).
+bool takes_short(const SpanAttention&, GradQuery);
+
 // Sums of dQ that blocks of keys add to: of 16 rows and 64 columns [8][4][lane], as a warp holds them
 // (add_row_products), so that the 32 lanes of an access are neighbours.
 struct QuerySums {
@@ -62,6 +65,7 @@ struct QuerySums {
 
   static int copies_for(const SpanAttention& p, GradQuery way) {
     if (way == GradQuery::own_kernel || p.dtype == DType::f32 || p.head_dim > 128) return 0;
+    if (takes_short(p, way)) return 0;
     if (way == GradQuery::sums_in_any_order) return 1;
     const int64_t heads = p.batch * p.kv_heads, tiles = (p.keys + 63) / 64;
     if (p.cu_seqlens != nullptr || heads == 0) return 0;  // a list has tiles of a sequence side by side
@@ -92,19 +96,18 @@ struct BackwardLaunch {
   TileList rows, keys;
 };
 
-// kWalkRows: rows that walk by.
-template <class Element, int kPaddedDim, Products kWay, int kWalkRows>
+// kWalkRows: rows that walk by. kFixedRows: those that stay, 16 a warp.
+template <class Element, int kPaddedDim, Products kWay, int kWalkRows, int kFixedRows = 64>
 struct BackwardTraits {
   using T = Element;
   static constexpr int kHeadDim = kPaddedDim;
   static constexpr Products kProducts = kWay;
   static constexpr bool kWarpgroup = kProducts == Products::warpgroup;
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
-  static constexpr int kTile = 64;  // rows that stay: 4 warps of 16
+  static constexpr int kTile = kFixedRows;
   static constexpr int kWalk = kWalkRows;
   static constexpr int kStages = kRowBytes <= 512 ? 2 : 1;
-  static constexpr int kThreads = 128;
-  static constexpr int kSharedPerSm = (kWarpgroup ? 227 : 163) * 1024;  // sm_90, sm_80
+  static constexpr int kThreads = kTile * 2;
 
   struct Tiles {
     Panel<T, kTile, kHeadDim> fixed[2];
@@ -112,10 +115,11 @@ struct BackwardTraits {
   };
 };
 
-template <class T, int kPaddedDim>
-inline constexpr int kWarpWalk = kPaddedDim * sizeof(T) <= 128   ? 64
-                                 : kPaddedDim * sizeof(T) <= 512 ? 32
-                                                                 : 16;
+// Of what a warp multiplies; 1024 bytes a row are too much for a small card.
+template <class T, int kPaddedDim, Card kCard>
+inline constexpr int kWarpWalk = kPaddedDim * sizeof(T) <= 128                           ? 64
+                                 : kPaddedDim * sizeof(T) <= 512 && kCard != Card::small ? 32
+                                                                                         : 16;
 
 // The walk of a block over `steps` tiles: start(step) begins to copy a tile, prepare(step) writes what else it
 // needs, then, behind a barrier, work(step) finds it. The copy of the next tile is on its way meanwhile, where
@@ -145,20 +149,30 @@ __device__ __forceinline__ void walk(int steps, const Start& start, const Prepar
 template <Products kProducts>
 using By = std::integral_constant<Products, kProducts>;
 
-// Calls function(Type<T>{}, dim, By<products>{}) with what the kernels for this problem and card are compiled for.
+// Calls function(Type<T>{}, dim, By<products>{}, card) with what the kernels for this problem and card are
+// compiled for.
 template <class Function>
 void visit_backward(const SpanAttention& p, Function&& function) {
   visit_attention(p, [&]<class T>(Type<T> type, auto dim) {
     if constexpr (sizeof(T) == 2 && dim.value <= 128)
-      if (has_wgmma()) return function(type, dim, By<Products::warpgroup>{});
-    if constexpr (std::is_same_v<T, float>)
-      if (uses_ffma()) return function(type, dim, By<Products::ffma>{});
-    function(type, dim, By<Products::mma>{});
+      if (has_wgmma()) return function(type, dim, By<Products::warpgroup>{}, On<Card::hopper>{});
+    visit_card([&](auto card) {
+      if constexpr (dim.value * sizeof(T) > 512 && card.value == Card::small)
+        fail("query: expected a head dim of at most 128 for the gradients of float32, got ", p.head_dim,
+             ": a block of this GPU has 99 KB of shared memory; use bfloat16 or float16, or "
+             "glm_ext.ops.reference");
+      else {
+        if constexpr (std::is_same_v<T, float>)
+          if (uses_ffma()) return function(type, dim, By<Products::ffma>{}, card);
+        function(type, dim, By<Products::mma>{}, card);
+      }
+    });
   });
 }
 
 void launch_grad_query(const BackwardLaunch&, cudaStream_t);
 // Also adds to query_sums, where there are any.
 void launch_grad_key_and_value(const BackwardLaunch&, cudaStream_t);
+void launch_grad_short(const BackwardLaunch&, cudaStream_t);
 
 }  // namespace glm::cuda

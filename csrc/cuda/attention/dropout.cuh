@@ -62,13 +62,13 @@ struct KeepBytes {
   alignas(8) uint8_t byte[16][4][kPerLane];
 };
 
-template <int kThreads, int kQueries>
+template <int kQueries>
 __device__ __forceinline__ void draw_keys(KeepBytes<kQueries>& keep, const KeepRule& rule, int b, int h,
-                                          int query0, int key0) {
-  constexpr int kCounters = 16 * kQueries / 2;
+                                          int query0, int key0, int thread) {
+  constexpr int kThreads = 4 * kWarp, kCounters = 16 * kQueries / 2;
   constexpr int kEach = kCounters / kThreads < 2 ? 2 : kCounters / kThreads;
   static_assert(kThreads * kEach >= kCounters && KeepBytes<kQueries>::kPerLane % kEach == 0);
-  const int first = static_cast<int>(threadIdx.x) * kEach;
+  const int first = thread * kEach;
   if (first >= kCounters) return;
   const int c = first / (kQueries / 2), t = first / KeepBytes<kQueries>::kPerLane % 4,
             at = first % KeepBytes<kQueries>::kPerLane;

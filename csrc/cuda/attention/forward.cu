@@ -20,7 +20,17 @@
 namespace glm::cuda {
 namespace {
 
-template <class Element, int kPaddedDim, int kSixteens, Products kWay>
+// Keys of a tile. FFMA unrolls its code for every one of them, and small tiles leave room for blocks that hide its
+// loads.
+template <class T, int kHeadDim, int kM, Products kProducts, Card kCard>
+constexpr int key_tile() {
+  constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
+  if (kProducts == Products::ffma) return kRowBytes > 256 ? 16 : 32;
+  if (kRowBytes > 512) return 16;
+  return kRowBytes > 128 && (kM == 2 || kCard == Card::small) ? 32 : 64;
+}
+
+template <class Element, int kPaddedDim, int kSixteens, int kKeyTile, Products kWay>
 struct ForwardTraits {
   using T = Element;
   static constexpr Products kProducts = kWay;
@@ -28,15 +38,10 @@ struct ForwardTraits {
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(sizeof(T));
   static constexpr int kM = kSixteens;   // of rows a warp
   static constexpr int kRows = 64 * kM;  // 4 warps
-  // FFMA unrolls its code for every key of a tile, and small tiles leave room for blocks that hide its loads.
-  static constexpr bool kFfma = kProducts == Products::ffma;
-  static constexpr int kKeys = kFfma                        ? (kRowBytes > 256 ? 16 : 32)
-                               : kRowBytes > 512            ? 16
-                               : kRowBytes > 128 && kM == 2 ? 32
-                                                            : 64;
+  static constexpr int kKeys = kKeyTile;
   static constexpr int kStages = kRowBytes <= 512 ? 2 : 1;
   static constexpr int kThreads = 128;
-  static constexpr int kSmallBytes = kFfma ? 256 : 128;
+  static constexpr int kSmallBytes = kProducts == Products::ffma ? 256 : 128;
   static constexpr int kBlocksPerSm = kRowBytes <= kSmallBytes && kM == 1 ? 3
                                       : kRowBytes <= 2 * kSmallBytes      ? 2
                                                                           : 1;
@@ -45,7 +50,6 @@ struct ForwardTraits {
     Panel<T, kRows, kHeadDim> query;  // and the output on its way out
     Panel<T, kKeys, kHeadDim> key[kStages], value[kStages];
   };
-  static_assert(sizeof(Shared) * kBlocksPerSm <= 163 * 1024, "shared memory of an sm_80");
 };
 
 template <class Traits>
@@ -121,21 +125,26 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 }
 
 // Tiles of 128 rows read keys half as often; tiles of 64 make twice as many blocks and compute less of what
-// nobody sees: of 1024 keys, a quarter of them Part A, 4 % against 9 % (of 512: 9 % against 17 %).
+// nobody sees: of 1024 keys, a quarter of them Part A, 4 % against 9 % (of 512: 9 % against 17 %). Of an sm_86,
+// long tiles of 256 bytes a row would take the whole shared memory for one block.
 bool takes_long_tiles(const SpanAttention& p) {
   const int64_t rows = p.cu_seqlens == nullptr ? p.rows : p.rows / std::max(p.batch, int64_t{1});
-  return rows >= 1024 && p.head_dim <= 128 && p.dtype != DType::f32;
+  return rows >= 1024 && p.head_dim <= (is_small_card() ? 64 : 128) && p.dtype != DType::f32;
 }
 
 template <class T, int kHeadDim, int kM, Products kProducts = Products::mma>
 void launch_forward(const ForwardLaunch& params, cudaStream_t stream) {
-  using Traits = ForwardTraits<T, kHeadDim, kM, kProducts>;
-  const SpanAttention& p = params.problem;
-  launch_tile_list(p, TilesOf::rows, Traits::kRows, params.list, stream);
-  dim3 grid = tile_grid(p, TilesOf::rows, Traits::kRows);
-  grid.x *= static_cast<unsigned>(params.split.splits);
-  launch(forward_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, sizeof(typename Traits::Shared), stream,
-         params);
+  visit_card([&](auto card) {
+    constexpr int kKeys = key_tile<T, kHeadDim, kM, kProducts, card.value>();
+    using Traits = ForwardTraits<T, kHeadDim, kM, kKeys, kProducts>;
+    constexpr int64_t kSharedBytes = sizeof(typename Traits::Shared);
+    static_assert(finds_room(card.value, kSharedBytes, Traits::kBlocksPerSm));
+    const SpanAttention& p = params.problem;
+    launch_tile_list(p, TilesOf::rows, Traits::kRows, params.list, stream);
+    dim3 grid = tile_grid(p, TilesOf::rows, Traits::kRows);
+    grid.x *= static_cast<unsigned>(params.split.splits);
+    launch(forward_kernel<Traits>, grid, dim3{Traits::kThreads, 1, 1}, kSharedBytes, stream, params);
+  });
 }
 
 }  // namespace

@@ -27,13 +27,13 @@ struct HopperForwardTraits {
       Panel<T, kKeys, kHeadDim> key, value;  // of a tile, and of the one before it
     } stage[2];
   };
-  static_assert(sizeof(Shared) * kBlocksPerSm <= 227 * 1024, "shared memory of an sm_90");
+  static_assert(finds_room(Card::hopper, sizeof(Shared), kBlocksPerSm));
 };
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     forward_hopper_kernel(ForwardLaunch launch) {
-  if constexpr (!kHasWgmma) return;
+  if constexpr (!kHasWgmma) return wrong_architecture();
   using T = typename Traits::T;
   constexpr int kKeys = Traits::kKeys;
   auto& shared = shared_memory<typename Traits::Shared>();

@@ -5,13 +5,15 @@
 namespace glm::cuda {
 namespace {
 
-template <class Element, int kPaddedDim, Products kWay>
-struct GradQueryTraits : BackwardTraits<Element, kPaddedDim, kWay,
-                                        kWay == Products::warpgroup ? 64 : kWarpWalk<Element, kPaddedDim>> {
-  using Base = BackwardTraits<Element, kPaddedDim, kWay, GradQueryTraits::kWalk>;
+// Keys that walk by.
+template <class T, int kPaddedDim, Products kWay, Card kCard>
+inline constexpr int kQueryWalk = kWay == Products::warpgroup ? 64 : kWarpWalk<T, kPaddedDim, kCard>;
+
+template <class Element, int kPaddedDim, Products kWay, int kWalkRows>
+struct GradQueryTraits : BackwardTraits<Element, kPaddedDim, kWay, kWalkRows> {
+  using Base = BackwardTraits<Element, kPaddedDim, kWay, kWalkRows>;
   using Shared = typename Base::Tiles;
   static constexpr int kBlocksPerSm = Base::kRowBytes <= 128 ? 3 : Base::kRowBytes <= 256 ? 2 : 1;
-  static_assert(sizeof(Shared) * kBlocksPerSm <= Base::kSharedPerSm);
 };
 
 // From scores to probabilities. kMasked: row g (g + 8) sees keys [begin, end[0]) ([begin, end[1])).
@@ -50,7 +52,7 @@ __device__ __forceinline__ void row_gradients(float (&scores)[kKeys / 8][4],
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     grad_query_kernel(BackwardLaunch launch) {
-  if constexpr (Traits::kWarpgroup && !kHasWgmma) return;
+  if constexpr (Traits::kWarpgroup && !kHasWgmma) return wrong_architecture();
   using T = typename Traits::T;
   constexpr int kDim = Traits::kHeadDim, kKeys = Traits::kWalk;
   auto& shared = shared_memory<typename Traits::Shared>();
@@ -141,6 +143,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
     }
   };
   walk<Traits>(steps, start, [](int) {}, work);
+  if constexpr (Traits::kWarpgroup) __syncthreads();  // all warps have read all rows of Q and dO
   T* out = rows_of<T>(launch.op.grad_query, p, tile, h, tile.sequence.first_row);
   const int64_t stride = launch.op.grad_query.row;
   write_rows<T, kDim>(out + (tile.first + warp * 16) * stride, stride, sums[0], {launch.scale, launch.scale},
@@ -151,10 +154,13 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
 
 void launch_grad_query(const BackwardLaunch& params, cudaStream_t stream) {
   const SpanAttention& p = params.op.problem;
-  visit_backward(p, [&]<class T>(Type<T>, auto dim, auto products) {
-    using Traits = GradQueryTraits<T, dim.value, products.value>;
+  visit_backward(p, [&]<class T>(Type<T>, auto dim, auto products, auto card) {
+    constexpr int kWalk = kQueryWalk<T, dim.value, products.value, card.value>;
+    using Traits = GradQueryTraits<T, dim.value, products.value, kWalk>;
+    constexpr int64_t kSharedBytes = sizeof(typename Traits::Shared);
+    static_assert(finds_room(card.value, kSharedBytes, Traits::kBlocksPerSm));
     launch(grad_query_kernel<Traits>, tile_grid(p, TilesOf::rows, kTileRows), dim3{Traits::kThreads, 1, 1},
-           sizeof(typename Traits::Shared), stream, params);
+           kSharedBytes, stream, params);
   });
 }
 

@@ -108,14 +108,14 @@ __device__ __forceinline__ void add_row_products(float (&sums)[kM][kN / 8][4], P
   }
 }
 
-// sums [16 kM, kOut] += left [16 kM, 16], 16-bit elements, times rows k * 16... of b.
-template <class T, int kOut, int kM, int kN>
+// sums [16 kM, kOut] += left [16 kM, 16], 16-bit elements, times rows k * 16... of b, columns column0...
+template <class T, int kOut, int kM, int kN, int kDim>
 __device__ __forceinline__ void add_sixteen(float (&sums)[kM][kOut / 8][4], const LeftFragment<T> (&left)[kM],
-                                            Panel<T, kN, kOut>& b, int k, int lane) {
+                                            Panel<T, kN, kDim>& b, int k, int lane, int column0 = 0) {
 #pragma unroll
   for (int d = 0; d < kOut / 16; ++d) {
     uint32_t right[4];
-    load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, d * 2 | lane / 16));
+    load_matrices<4, true>(right, chunk_at(b, k * 16 + lane % 16, column0 / 8 + d * 2 | lane / 16));
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       multiply<T>(sums[m][d * 2], left[m], right[0], right[1]);
@@ -185,17 +185,18 @@ __device__ __forceinline__ void add_column_products(float (&sums)[kM][kOut / 8][
   }
 }
 
-// sums [16, kOut] += columns [column0, column0 + 16) of p, transposed, times the kN rows of b. 16-bit elements.
-template <class T, int kOut, int kN, int kColumns>
+// sums [16, kOut] += columns [row0, row0 + 16) of p, transposed, times columns [column0, column0 + kOut) of b.
+// 16-bit elements.
+template <class T, int kOut, int kN, int kColumns, int kDim>
 __device__ __forceinline__ void add_column_products_transposed(float (&sums)[1][kOut / 8][4],
-                                                               Panel<T, kN, kColumns>& p, int column0,
-                                                               Panel<T, kN, kOut>& b, int lane) {
+                                                               Panel<T, kN, kColumns>& p, int row0,
+                                                               Panel<T, kN, kDim>& b, int column0, int lane) {
 #pragma unroll 2  // four steps at once spilled
   for (int k = 0; k < kN / 16; ++k) {
     uint32_t words[4];
-    load_matrices<4, true>(words, chunk_at(p, k * 16 + lane / 16 * 8 + lane % 8, column0 / 8 + lane / 8 % 2));
+    load_matrices<4, true>(words, chunk_at(p, k * 16 + lane / 16 * 8 + lane % 8, row0 / 8 + lane / 8 % 2));
     const LeftFragment<T> left[1] = {LeftFragment<T>(words)};
-    add_sixteen<T, kOut>(sums, left, b, k, lane);
+    add_sixteen<T, kOut>(sums, left, b, k, lane, column0);
   }
 }
 

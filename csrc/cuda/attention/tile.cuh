@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/span_mask.h"
+#include "cuda/device.h"
 #include "cuda/dispatch.cuh"
 #include "cuda/panel.cuh"
 #include "ops/span_attention.h"
@@ -119,6 +120,32 @@ inline void check_attention(const SpanAttention& p) {
       p.rows < (int64_t{1} << 30) && p.keys < (int64_t{1} << 30) && p.heads <= 65535 && p.batch <= 65535,
       "query: expected fewer than 2^30 rows, at most 65535 heads and 65535 sequences, got ", p.rows, ", ",
       p.heads, ", ", p.batch);
+}
+
+// What tiles a kernel takes depends on the shared memory of the card at hand: a block of sm_80 may have 163 KB,
+// one of sm_90 227 KB, and their SMs have a kilobyte more for each block; of sm_86, sm_89 and sm_120 99 KB, and
+// their SMs 100 KB in all.
+enum class Card : int { small, large, hopper };
+
+constexpr int64_t shared_bytes_of(Card card) {
+  return (card == Card::small ? 99 : card == Card::large ? 163 : 227) * 1024;
+}
+
+inline bool is_small_card() { return shared_bytes_per_block() < shared_bytes_of(Card::large); }
+
+// Whether there is room for a block of so many bytes; but on a small card, for as many as an SM shall have.
+constexpr bool finds_room(Card card, int64_t bytes, int blocks) {
+  return (bytes + 1024) * (card == Card::small ? 1 : blocks) <= shared_bytes_of(card) + 1024;
+}
+
+template <Card kCard>
+using On = std::integral_constant<Card, kCard>;
+
+// Calls function(On<card>{}) with a small or a large one.
+template <class Function>
+void visit_card(Function&& function) {
+  if (is_small_card()) return function(On<Card::small>{});
+  function(On<Card::large>{});
 }
 
 // Calls function(Type<T>{}, dim) with the dtype and the head dim that a kernel is compiled for.

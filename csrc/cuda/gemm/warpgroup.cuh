@@ -72,7 +72,7 @@ inline constexpr Major major_of(Layout layout) {
 template <class T, Layout kA, Layout kB, class Epilogue>
 __global__ void __launch_bounds__(WarpgroupGemmTraits::kThreads, 1)
     warpgroup_gemm_kernel(GemmProblem p, Epilogue epilogue) {
-  if constexpr (!kHasWgmma) return;
+  if constexpr (!kHasWgmma) return wrong_architecture();
   using Traits = WarpgroupGemmTraits;
   auto& shared = shared_memory<Traits::Shared<T, kA, kB>>();
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
