@@ -7,6 +7,7 @@ says so, and layers with backend "auto" run plain torch for that op alone (glm_e
 from __future__ import annotations
 
 import enum
+import functools
 import os
 
 import torch
@@ -84,16 +85,46 @@ def has_kernel(op: str, dtype: torch.dtype, gradient: bool = False) -> bool:
     return BUILT and all(dtype in KERNELS.get(name, ()) for name in names)
 
 
-def require_kernel(op: str, dtype: torch.dtype) -> None:
-    if has_kernel(op, dtype):
+@functools.cache
+def _device(index: int) -> tuple[str, int, int, int]:
+    """What _C.cuda_devices() says of a GPU; zeros where this build does not see it."""
+    devices = _C.cuda_devices()
+    return devices[index] if index < len(devices) else ("", 0, 0, 0)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def shared_bytes(device: torch.device) -> int:
+    """Of shared memory that a block of this GPU can have."""
+    return _device(device.index)[3]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def runs_on(device: torch.device) -> bool:
+    """Whether this build has code for a GPU: of its architecture, or of an earlier one without an a."""
+    _, major, minor, _ = _device(device.index)
+    for arch in _C.cuda_architectures().split():
+        built = divmod(int(arch.rstrip("af")), 10)
+        if built == (major, minor) or (arch.isdigit() and built < (major, minor)):
+            return True
+    return False
+
+
+def require_kernel(op: str, dtype: torch.dtype, device: torch.device) -> None:
+    if has_kernel(op, dtype) and runs_on(device):
         return
     dtypes = ", ".join(str(d).removeprefix("torch.") for d in KERNELS.get(op, ()))
     if not BUILT:
         reason = "this build of glm_ext has no CUDA kernels; build it with GLM_CUDA=on"
     elif not dtypes:
         reason = "it has no CUDA kernel yet"
-    else:
+    elif not has_kernel(op, dtype):
         reason = f"its CUDA kernels take {dtypes}, got {str(dtype).removeprefix('torch.')}"
+    else:
+        _, major, minor, _ = _device(device.index)
+        reason = (
+            f"this build has kernels for the architectures {_C.cuda_architectures()}, and this GPU has "
+            f"compute capability {major}.{minor}; from 8.0 on, build it with GLM_CUDA_ARCHS=native"
+        )
     raise NotImplementedError(
         f"glm_ext.{op}: expected tensors on the CPU, got cuda: {reason}. Or use glm_ext.ops.reference, or "
         "layers with backend 'auto', which run plain torch there"

@@ -135,7 +135,7 @@ def target(op: str, tensor: Tensor) -> int | tuple[int, int]:
     """
     if tensor.device.type != "cuda":
         return torch.get_num_threads()
-    require_kernel(op, tensor.dtype)
+    require_kernel(op, tensor.dtype, tensor.device)
     index = tensor.device.index
     return index, current_stream(index)
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -31,6 +32,7 @@ ON_GPU: Any = SimpleNamespace(device=torch.device("cuda", 3), dtype=torch.float3
 def built(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an extension built with CUDA."""
     monkeypatch.setattr(_cuda, "BUILT", True)
+    monkeypatch.setattr(_cuda, "runs_on", lambda device: True)
     stream = SimpleNamespace(cuda_stream=0x7000)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda index: stream if index == 3 else None)
     monkeypatch.setattr(_library, "current_stream", _library._stream_of_an_object)
@@ -60,6 +62,7 @@ def test_what_has_no_kernel_is_refused(
     monkeypatch: pytest.MonkeyPatch, build: bool, op: str, dtype: torch.dtype, message: str
 ) -> None:
     monkeypatch.setattr(_cuda, "BUILT", build)
+    monkeypatch.setattr(_cuda, "runs_on", lambda device: True)
     tensor: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
     with pytest.raises(NotImplementedError, match=f"glm_ext.{op}: expected tensors on the CPU.*{message}"):
         target(op, tensor)
@@ -133,6 +136,48 @@ def test_a_gpu_target_without_cuda_kernels_is_an_error_not_a_crash() -> None:
 def test_a_target_is_threads_or_a_device_and_its_stream(where: Any) -> None:
     with pytest.raises(TypeError, match="incompatible function arguments"):
         _C.linear_cross_entropy_workspace(1, 1, 1, 4, where)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A build for 80 and 90a that sees a T4, an L4, an H100 and a B200."""
+    found = [("T4", 7, 5, 64), ("L4", 8, 9, 99), ("H100", 9, 0, 227), ("B200", 10, 0, 227)]
+    fake = SimpleNamespace(
+        cuda_architectures=lambda: "80 90a",
+        cuda_devices=lambda: [(*device[:3], device[3] * 1024) for device in found],
+    )
+    monkeypatch.setattr(_cuda, "_C", fake)
+    monkeypatch.setattr(_cuda, "BUILT", True)
+    _cuda._device.cache_clear()
+    yield
+    _cuda._device.cache_clear()
+
+
+@pytest.mark.usefixtures("gpus")
+def test_on_which_gpus_a_build_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [torch.device("cuda", index) for index in range(5)]  # the last one is not there
+    assert [_cuda.runs_on(device) for device in devices] == [False, True, True, True, False]
+    assert [_cuda.shared_bytes(device) // 1024 for device in devices] == [64, 99, 227, 227, 0]
+    monkeypatch.setattr(_cuda._C, "cuda_architectures", lambda: "90a")
+    assert [_cuda.runs_on(device) for device in devices] == [False, False, True, False, False]
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_that_a_build_has_no_code_for_is_refused() -> None:
+    tensor: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    with pytest.raises(NotImplementedError, match=r"architectures 80 90a, .* capability 7\.5; from 8"):
+        target("gelu_mlp", tensor)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_what_a_gpu_is_like_is_a_constant_to_a_compiler() -> None:
+    device = torch.device("cuda", 1)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x + _cuda.shared_bytes(device) if _cuda.runs_on(device) else x
+
+    assert f(torch.zeros(())) == 99 * 1024
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
@@ -222,6 +267,26 @@ def test_auto_knows_the_head_dims_of_attention(
         for head_dim in (2, 4, 5, 8, 12, 16, 64):
             getattr(auto, name)(torch.ones(1, 1, 3, head_dim, dtype=dtype))
     assert calls == fused
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize(("kilobytes", "fused"), [(99, [128]), (163, [128, 132, 256])])
+def test_auto_knows_the_shared_memory_of_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, kilobytes: int, fused: list[int]
+) -> None:
+    """For the gradients of long heads of floats."""
+    calls: list[int] = []
+    monkeypatch.setattr(ops, "span_attention", lambda query: calls.append(query.shape[-1]))
+    monkeypatch.setattr(reference, "span_attention", lambda query: None)
+    monkeypatch.setattr(_cuda, "shared_bytes", lambda device: kilobytes * 1024)
+    queries = [torch.ones(1, 1, 3, head_dim, requires_grad=True) for head_dim in (128, 132, 256)]
+    for query in queries:
+        auto.span_attention(query)
+    assert calls == fused
+    with torch.no_grad():
+        auto.span_attention(queries[-1])
+    auto.span_attention(queries[-1].bfloat16())
+    assert calls == [*fused, 256, 256]
 
 
 @pytest.mark.usefixtures("built")
