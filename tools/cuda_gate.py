@@ -101,6 +101,8 @@ def parse(log: str, ptx: str, arch: str) -> list[Kernel]:
         threads = re.search(r"\.maxntid (\d+)", entry[2])
         blocks = re.search(r"\.minnctapersm (\d+)", entry[2])
         bounds[entry[1]] = (int(threads[1]) if threads else 0, int(blocks[1]) if blocks else 1)
+    if "serialized" in log:  # ptxas makes wgmma wait where registers are touched, and calls that information
+        raise SystemExit(f"cuda_gate: products of warpgroups would not overlap:\n{log}")
     kernels = []
     for block in re.split(r"Compiling entry function ", log)[1:]:
         symbol = re.match(r"'(\w+)'", block)

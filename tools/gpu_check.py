@@ -25,7 +25,6 @@ SMALL = [
     "-m",
     "pytest",
     "-q",
-    "-x",
     "-p",
     "no:cacheprovider",
     "python_tests/gpu/test_ops.py",

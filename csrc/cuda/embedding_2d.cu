@@ -238,7 +238,7 @@ void embedding_2d_forward(const Embedding2DForward& p, cudaStream_t stream) {
 
 void embedding_2d_backward(const Embedding2DBackward& p, cudaStream_t stream) {
   if (p.rows == 0) return;
-  GLM_CHECK(p.width < (int64_t{1} << 30), "width: expected fewer than 2^30 columns, got ", p.width);
+  GLM_CHECK(p.width < (int64_t{1} << 24), "width: expected fewer than 2^24 columns, got ", p.width);
   GLM_CHECK(p.rows < (int64_t{1} << 31), "tokens: expected fewer than 2^31 on a GPU, got ", p.rows);
   for (const EmbeddingLookup& lookup : p.lookups)
     GLM_CHECK(lookup.table_rows < (int64_t{1} << 31) - 1,

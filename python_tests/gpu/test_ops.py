@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glm_ext import ops
 from glm_ext.ops import _gelu_mlp_library, reference
-from glm_ext.ops._cuda import KERNELS
+from glm_ext.ops._cuda import KERNELS, shared_bytes
 
 from ..ops import test_dropout_add_layer_norm as layer_norm_tests
 from ..ops import test_embedding_2d as embedding_tests
@@ -79,9 +79,19 @@ def test_gelu_mlp(
     library: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    check_gelu_mlp(monkeypatch, library, dtype, sizes, approximate=approximate, recompute=recompute)
+
+
+def check_gelu_mlp(
+    monkeypatch: pytest.MonkeyPatch,
+    library: bool,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int],
+    **options: str,
+) -> None:
     monkeypatch.setattr(_gelu_mlp_library, "is_better", lambda x: library)
     inputs = on_gpu(mlp_tests.make_inputs(*sizes, dtype))
-    check_op(ops.gelu_mlp, reference.gelu_mlp, inputs, approximate=approximate, recompute=recompute)
+    check_op(ops.gelu_mlp, reference.gelu_mlp, inputs, **options)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -91,12 +101,15 @@ def test_gelu_mlp(
 def test_linear_cross_entropy(
     dtype: torch.dtype, shape: tuple[int, int, int], label_smoothing: float, reduction: str
 ) -> None:
+    check_linear_cross_entropy(dtype, shape, label_smoothing=label_smoothing, reduction=reduction)
+
+
+def check_linear_cross_entropy(dtype: torch.dtype, shape: tuple[int, int, int], **options: Any) -> None:
     x = loss_tests.Inputs(*shape, dtype)
     x.targets, x.mask = x.targets.cuda(), x.mask.cuda()
-    kwargs = {"label_smoothing": label_smoothing, "reduction": reduction}
     check_op(
-        loss_tests.with_targets(ops.linear_cross_entropy, x, x.mask, **kwargs),
-        loss_tests.with_targets(reference.linear_cross_entropy, x, x.mask, **kwargs),
+        loss_tests.with_targets(ops.linear_cross_entropy, x, x.mask, **options),
+        loss_tests.with_targets(reference.linear_cross_entropy, x, x.mask, **options),
         on_gpu([x.hidden, x.weight]),
     )
 
@@ -111,6 +124,9 @@ def test_span_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p
 
 
 def check_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p: float) -> None:
+    head_bytes, here = case[0][5] * dtype.itemsize, torch.device("cuda", torch.cuda.current_device())
+    if head_bytes > 512 and shared_bytes(here) < 160 * 1024:
+        pytest.skip("backward of such heads finds no room in this GPU's shared memory")
     inputs, options = attention_simt.make_inputs(case, dtype)
     options = {name: t.cuda() for name, t in options.items()} | {"dropout_p": dropout_p, "return_lse": True}
     check_op(ops.span_attention, reference.span_attention, on_gpu(inputs), **options)

@@ -16,12 +16,16 @@ from .test_ops import attention_twice, check_attention, check_packed_attention, 
 
 __all__ = ["way"]  # a fixture of every test here
 pytestmark = pytest.mark.gpu
-MANY_HEADS: attention.Case = (64, 2, 2, 300, 300, 64), [100] * 64, None, None
+MANY_HEADS: list[attention.Case] = [
+    ((64, 2, 2, 300, 300, 64), [100] * 64, None, None),  # sums in shared memory, where there are 160 KB
+    ((64, 2, 2, 600, 600, 64), [100] * 64, None, None),  # in memory
+    ((64, 2, 2, 300, 300, 128), [100] * 64, None, None),
+]
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 @pytest.mark.parametrize(
-    "case", [*CASES, MANY_HEADS, *map(attention_tiles.long_case, (64, 128))], ids=lambda c: str(c[0])
+    "case", [*CASES, *MANY_HEADS, *map(attention_tiles.long_case, (64, 128))], ids=lambda c: str(c[0])
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention(dtype: torch.dtype, case: attention.Case, dropout_p: float) -> None:
@@ -43,8 +47,9 @@ def test_small(head_dim: int, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["five_products"], indirect=True)
-def test_sums_in_order_are_the_same_every_time() -> None:
-    inputs, _ = attention.make_inputs(MANY_HEADS, torch.bfloat16)
+@pytest.mark.parametrize("case", MANY_HEADS, ids=lambda c: str(c[0]))
+def test_sums_in_order_are_the_same_every_time(case: attention.Case) -> None:
+    inputs, _ = attention.make_inputs(case, torch.bfloat16)
     first, *others = (forward_and_backward(ops.span_attention, on_gpu(inputs)) for _ in range(5))
     for other in others:
         assert_same_bits("five runs", first, other)

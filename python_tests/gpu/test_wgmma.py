@@ -1,4 +1,4 @@
-"""The kernels of warpgroups on a Hopper GPU: the cases of attention once more."""
+"""The kernels of warpgroups on a Hopper GPU: attention, and the ops that multiply matrices, once more."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from glm_ext import _C
+from glm_ext import _C, ops
+from glm_ext.ops import _gelu_mlp_library
 
+from ..ops import test_gelu_mlp as mlp
 from ..simt import test_hopper as hopper
 from ..simt import test_span_attention as attention
 from ..simt import test_span_attention_tiles as attention_tiles
 from ..simt.backend import assert_same_bits
-from .test_ops import attention_twice, check_attention, check_packed_attention
+from ..simt.checks import forward_and_backward
+from .test_ops import (
+    attention_twice,
+    check_attention,
+    check_gelu_mlp,
+    check_linear_cross_entropy,
+    check_packed_attention,
+    on_gpu,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -41,7 +51,30 @@ def test_packed_attention(cu_seqlens: list[int], prefix_len: list[int]) -> None:
     check_packed_attention(hopper.packed_inputs(cu_seqlens, prefix_len), 0.1)
 
 
+@pytest.mark.parametrize("recompute", ["none", "activation", "all"])
+@pytest.mark.parametrize("sizes", [*hopper.MLP, (1000, 768, 3072, 768)], ids=str)
+@pytest.mark.parametrize("dtype", hopper.DTYPES, ids=str)
+def test_gelu_mlp(
+    dtype: torch.dtype, sizes: tuple[int, int, int, int], recompute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_gelu_mlp(monkeypatch, False, dtype, sizes, recompute=recompute)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shape", [*hopper.LOSSES, (2100, 256, 5003)], ids=str)
+@pytest.mark.parametrize("dtype", hopper.DTYPES, ids=str)
+def test_linear_cross_entropy(dtype: torch.dtype, shape: tuple[int, int, int], reduction: str) -> None:
+    check_linear_cross_entropy(dtype, shape, label_smoothing=0.1, reduction=reduction)
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_small(head_dim: int) -> None:
     """What compute-sanitizer watches: the same bits twice."""
     assert_same_bits("the second time", *attention_twice(head_dim))
+
+
+def test_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gelu_mlp_library, "is_better", lambda x: False)
+    inputs = mlp.make_inputs(*hopper.MLP[2], torch.bfloat16)
+    twice = [forward_and_backward(ops.gelu_mlp, on_gpu(inputs)) for _ in range(2)]
+    assert_same_bits("the second time", *twice)
