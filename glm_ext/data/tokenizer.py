@@ -58,6 +58,10 @@ class GLMTokenizer:
         self._token_of = {byte: token for token, byte in self._byte_of.items()}
         self.ids = SpecialIds(**ids)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own copy forgets encode_special_tokens, so copies are made the way of files.
+        return type(self).from_json, (self.to_json(),)
+
     @classmethod
     def train(
         cls, documents: Iterable[str], vocab_size: int, kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"

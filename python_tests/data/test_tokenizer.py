@@ -1,8 +1,12 @@
 """GLMTokenizer: any text comes back, special tokens are special only when asked, files travel."""
 
+import copy
 import json
+import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,6 +86,24 @@ def test_a_saved_tokenizer_is_the_same_also_for_the_library(tokenizer: GLMTokeni
         assert loaded.encode(text) == tokenizer.encode(text)
     library = tokenizers.Tokenizer.from_file(str(file))
     assert library.encode(text).ids == tokenizer.encode(text, allow_special=True)
+
+
+class Subclass(GLMTokenizer):
+    pass
+
+
+def pickled(tokenizer: GLMTokenizer) -> Any:
+    return pickle.loads(pickle.dumps(tokenizer))
+
+
+@pytest.mark.parametrize("twin_of", [copy.copy, copy.deepcopy, pickled])
+@pytest.mark.parametrize("cls", [GLMTokenizer, Subclass])
+def test_a_copy_is_the_same_tokenizer(cls: type[GLMTokenizer], twin_of: Callable[[Any], Any]) -> None:
+    original = cls.from_json(SMALL.to_json())
+    twin = twin_of(original)
+    assert type(twin) is cls and twin.ids == original.ids
+    assert twin.encode("a [MASK] b") == original.encode("a [MASK] b")  # plain text
+    assert twin.to_json() == original.to_json()
 
 
 def test_training_twice_gives_the_same_tokenizer(tmp_path: Path) -> None:
