@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def read_records(path: Path) -> list[Record]:
     """
     separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     text = read_text(path)
-    records = list(_json_lines(path, text) if separator is None else _table(path, text, separator))
+    records = list(_json_lines(path, text)) if separator is None else _table(path, text, separator)
     if not records:
         raise ValueError(f"{path}: expected at least one example, found none")
     return records
@@ -78,17 +79,26 @@ def _json_lines(path: Path, text: str) -> Iterator[Record]:
         yield Record(number, fields)
 
 
-def _table(path: Path, text: str, separator: str) -> Iterator[Record]:
+def _table(path: Path, text: str, separator: str) -> list[Record]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    first = 2  # line 1 is the header
+    records, first = [], 1
+    limit = csv.field_size_limit()  # of all readers: it is put back
+    csv.field_size_limit(max(limit, len(text)))
     try:
+        names = reader.fieldnames or ()
+        if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+            raise ValueError(f"expected columns of different names, got {twice[0]!r} more than once")
+        first = reader.line_num + 1
         for fields in reader:
             if None in fields or None in fields.values():
-                raise ValueError(f"expected {len(reader.fieldnames or ())} columns as in the header")
-            yield Record(first, dict(fields))
+                raise ValueError(f"expected {len(names)} columns as in the header")
+            records.append(Record(first, dict(fields)))
             first = reader.line_num + 1
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path}, line {first}: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+    return records
 
 
 def field_of(fields: Mapping[str, Any], name: str) -> Any:
