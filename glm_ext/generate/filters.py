@@ -6,7 +6,9 @@ out all tokens of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -94,7 +96,8 @@ class Rules:
     def __call__(self, logits: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
         """logits [B, V] of what follows spans -> the same in float32, forbidden tokens -inf.
 
-        Where nothing at all may follow, the end may.
+        Where nothing at all may follow, the end may. ValueError for a row that has no likeliest token: where
+        one that is not forbidden holds NaN or infinity, or all hold -inf.
         """
         logits = repetition_penalty(logits.float(), spans, self.config.repetition_penalty)
         forbidden = torch.zeros_like(logits, dtype=torch.bool)
@@ -103,12 +106,24 @@ class Rules:
             if len(span) < self.config.min_length:
                 row[self.end_ids] = True
             row[list(repeating(span, self.config.no_repeat_ngram))] = True
-        stuck = forbidden.all(1)
-        if stuck.any():
-            ends = torch.zeros_like(forbidden)
-            ends[:, self.end_ids] = True
-            forbidden &= ~(ends & stuck[:, None])
-        return logits.masked_fill(forbidden, -torch.inf)
+        forbidden[:, self.end_ids] &= ~forbidden.all(1, keepdim=True)
+        logits = logits.masked_fill(forbidden, -torch.inf)
+        best = logits.amax(1)  # NaN where one of them is
+        if not best.isfinite().all():
+            _refuse(float(best[~best.isfinite()][0]))
+        return logits
+
+
+def _refuse(best: float) -> NoReturn:
+    if best == -math.inf:
+        raise ValueError(
+            "logits: expected a token that may follow, got -inf for all that are not forbidden; give "
+            "end_ids, or loosen no_repeat_ngram"
+        )
+    raise ValueError(
+        f"logits: expected finite numbers, got {best}; look for NaN in the weights, or run the model in "
+        "bfloat16 or float32"
+    )
 
 
 class Draw:
@@ -122,7 +137,7 @@ class Draw:
         ]
 
     def __call__(self, logits: Tensor, texts: Sequence[int]) -> list[int]:
-        """logits [B, V], and which text each row belongs to -> B tokens."""
+        """logits [B, V] as Rules gives them, and which text each row belongs to -> B tokens."""
         config = self.config
         if config.temperature == 0.0:
             picked: list[int] = logits.argmax(1).tolist()

@@ -74,6 +74,16 @@ def test_bad_options(options, message):
         blanks(model(), **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 0}, {"num_beams": 3}], ids=str)
+def test_no_token_is_made_up(options):
+    glm, unending = model(), {"max_length": 13, "no_repeat_ngram": 1, "end_ids": []}
+    with pytest.raises(ValueError, match="logits: expected a token that may follow"):  # there are 12 in all
+        fill_tokens(glm, PART_A, MASKS, start_id=SOP, **unending, **options)
+    torch.nn.init.constant_(glm.word_embeddings.weight, torch.nan)
+    with pytest.raises(ValueError, match="logits: expected finite numbers, got nan"):
+        blanks(glm, **options)
+
+
 def test_masks_lie_in_the_text():
     with pytest.raises(ValueError, match=r"mask_positions: expected places in the 3 tokens, got \[3\]"):
         fill_tokens(model(), [5, 1, 6], [3], start_id=SOP, end_ids=[EOP], max_length=4)

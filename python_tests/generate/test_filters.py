@@ -87,6 +87,22 @@ def test_where_nothing_may_follow_the_end_may():
     assert kept(rules(torch.zeros(2, 4), [[0, 1], [0]])) == [{2}, {1}]
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([0.0, 1.0, math.nan, -math.inf], "expected finite numbers, got nan; look for NaN in the weights"),
+        ([0.0, 1.0, math.inf, 0.0], "expected finite numbers, got inf"),
+        ([0.0, -math.inf, -math.inf, -math.inf], "expected a token that may follow, got -inf for all"),
+    ],
+)
+def test_a_row_without_a_likeliest_token_is_refused(row, message):
+    rules = Rules(GenerationConfig(), end_ids=[3], banned_ids=[0])
+    logits = torch.tensor([[math.nan, -math.inf, -5.0, -math.inf], row])
+    assert kept(rules(logits[:1], [[]])) == [{2}]  # a token that is forbidden may hold anything
+    with pytest.raises(ValueError, match=f"logits: {message}"):
+        rules(logits, [[], []])
+
+
 def test_draws_have_their_frequencies():
     probability = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
     draw = Draw(GenerationConfig(temperature=0.5, seed=0), 1)
