@@ -21,7 +21,7 @@ from .branches import Branches
 from .cache import KVCache
 from .config import GLMConfig
 from .nn import GLMBlock, Layer
-from .ops._library import autocast_dtype
+from .ops._library import autocast_dtype, readable
 from .ops.reference import Lengths
 
 
@@ -190,7 +190,7 @@ class GLM(nn.Module):
             return self._hidden_packed(tokens, positions, prefix_len, cu_seqlens, (seq_len, start, cache))
         self._check(tokens, positions)
         for name, lengths in (("prefix_len", prefix_len), ("seq_len", seq_len), ("start", start)):
-            _check_lengths(name, lengths, len(tokens))
+            _check_lengths(name, lengths, tokens.shape[0])
         out: tuple[Tensor, Tensor] = self.transformer(
             tokens, positions, self.word_embeddings, prefix_len, seq_len, start, cache
         )
@@ -212,7 +212,7 @@ class GLM(nn.Module):
                 f"got {list(tokens.shape)} and {list(positions.shape)}"
             )
         self._check(tokens[None], positions[None])
-        _check_lengths("prefix_len", prefix_len, len(cu_seqlens) - 1)
+        _check_lengths("prefix_len", prefix_len, cu_seqlens.shape[0] - 1)
         out, head = self.transformer(
             tokens[None],
             positions[None],
@@ -289,8 +289,7 @@ class GLM(nn.Module):
             raise ValueError(
                 f"positions: expected {[B, 2, S]} (place in Part A, place in the span), got {got}"
             )
-        # Reading values would make the CPU wait for a GPU, and break a graph that is being compiled.
-        if tokens.device.type == "cpu" and tokens.numel() > 0 and not torch.compiler.is_compiling():
+        if readable(tokens, positions) and tokens.numel() > 0:
             _check_range("tokens", tokens, self.config.vocab_size, "is this the tokenizer of the model?")
             hint = "shorten the text or raise max_positions"
             _check_range("positions", positions, self.config.max_positions + 1, hint)

@@ -121,11 +121,19 @@ def _packs(x: Tensor, weight: Tensor) -> bool:
 def plain(layer: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether its parameters are all there is to a part: then a kernel may read them instead of calling it.
 
-    Not so for what has taken its place (an adapter, a quantized or pruned layer), nor for one with hooks.
+    Not so for what has taken its place (an adapter, a quantized or pruned layer), nor for one with hooks,
+    with a forward of its own (as accelerate sets it), or with an option that the kernels do not know.
     """
-    return type(layer) is cls and not (
-        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
-    )
+    if type(layer) is not cls or "forward" in vars(layer):
+        return False
+    if layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks:
+        return False
+    if isinstance(layer, nn.Embedding):
+        options = layer.padding_idx, layer.max_norm, layer.sparse, layer.scale_grad_by_freq
+        return options == (None, None, False, False)
+    if isinstance(layer, nn.LayerNorm):
+        return len(layer.normalized_shape) == 1 and layer.weight is not None and layer.bias is not None
+    return True
 
 
 class SpanAttention(Layer):
@@ -172,7 +180,7 @@ class SpanAttention(Layer):
         if x.dim() != 3:
             raise ValueError(f"x: expected [B, S, E], got {list(x.shape)}")
         if cu_seqlens is not None:
-            if len(x) != 1 or not (seq_len is None and start is None and cache is None):
+            if x.shape[0] != 1 or not (seq_len is None and start is None and cache is None):
                 raise ValueError(
                     "cu_seqlens: expected x [1, N, E], and no seq_len, start or cache beside it, "
                     f"got x {list(x.shape)}"

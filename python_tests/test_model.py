@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from glm_ext import GLM, Batch, GLMConfig, PackedBatch, ops
 
@@ -163,6 +167,43 @@ def test_the_loss_makes_one_gradient_of_the_vocabulary_matrix(monkeypatch):
     assert made == [rows] * 4
     weight = model.word_embeddings.weight
     torch.testing.assert_close(weight.grad, 2 * GOLDEN["grad/word_embeddings.weight"], rtol=1e-4, atol=1e-6)
+
+
+class Called(nn.Module):
+    """A table that no kernel looks into."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    weight = property(lambda self: self.table.weight)
+
+    def forward(self, ids):
+        return self.table(ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding_idx": int(GOLDEN["input_ids"][0, 0])},
+        {"max_norm": 0.1},
+        {"sparse": True},
+        {"scale_grad_by_freq": True},
+    ],
+    ids=str,
+)
+def test_options_of_the_vocabulary_matrix_count_for_its_first_use_alone(options):
+    model, batch, tables, losses = golden_model(), golden_batch(), [], []
+    for wrap in (lambda table: table, Called):
+        weight = GOLDEN["param/word_embeddings.weight"].clone()
+        tables.append(nn.Embedding.from_pretrained(weight, freeze=False, **options))
+        model.word_embeddings = wrap(tables[-1])
+        losses.append(model.loss(batch))
+        losses[-1].backward()
+    torch.testing.assert_close(*losses)
+    ours, theirs = (table.weight for table in tables)
+    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_loss_weighs_targets_by_the_mask():
@@ -383,6 +424,59 @@ def test_compiles_to_one_graph(prefix_len):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     arguments = (*inputs(), prefix_len)
     torch.testing.assert_close(compiled(*arguments), model(*arguments))
+
+
+def padded_call(B, S):
+    tokens, positions = inputs(B, S)
+    return {
+        "tokens": tokens,
+        "positions": positions.contiguous(),
+        "prefix_len": torch.full((B,), 4),
+        "seq_len": torch.full((B,), S - 1),
+    }
+
+
+def packed_call(B, S):
+    tokens, positions = inputs(B, S)
+    return {
+        "tokens": tokens.flatten(),
+        "positions": positions.transpose(0, 1).flatten(1),
+        "prefix_len": torch.full((B,), 4),
+        "cu_seqlens": torch.arange(B + 1) * S,
+    }
+
+
+B, S, N = Dim("B"), Dim("S"), Dim("N")
+
+
+@pytest.mark.any_isa
+@pytest.mark.parametrize(
+    ("call", "sizes"),
+    [
+        (padded_call, {"tokens": {0: B, 1: S}, "positions": {0: B, 2: S}, "seq_len": {0: B}}),
+        (packed_call, {"tokens": {0: N}, "positions": {1: N}, "cu_seqlens": {0: B + 1}}),
+    ],
+)
+def test_an_exported_model_serves_other_batches_and_lengths(call, sizes):
+    model = small_model().eval()
+    sizes["prefix_len"] = {0: B}
+    program = torch.export.export(model, (), call(3, 7), dynamic_shapes=sizes, strict=False).module()
+    for other in (call(1, 7), call(5, 11)):
+        torch.testing.assert_close(program(**other), model(**other))
+
+
+@pytest.mark.any_isa
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_runs_where_tensors_have_no_values(backend):
+    config = small_model(hidden_dropout=0.0, attention_dropout=0.0).config
+    with FakeTensorMode():
+        model = GLM(config, backend=backend)
+        model(*inputs(), torch.tensor([4, 4])).sum().backward()
+        assert all(parameter.grad.shape == parameter.shape for parameter in model.parameters())
+    model, (tokens, positions) = GLM(config, backend=backend), inputs()
+    graph = make_fx(lambda tokens, positions: model(tokens, positions, 4))(tokens, positions)
+    others = (tokens + 1) % 50, positions
+    torch.testing.assert_close(graph(*others), model(*others, 4))
 
 
 def test_empty_batch():

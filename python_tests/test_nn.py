@@ -1,6 +1,7 @@
 """The layers against torch.nn's own, given the same weights."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -130,6 +131,54 @@ def test_hooks_of_every_part_of_a_block_run():
     plain.load_state_dict(block.state_dict())
     torch.testing.assert_close(block(x, 2), plain(x, 2))
     assert seen == parts
+
+
+@pytest.mark.parametrize("name", ["Embedding2D", "GLMBlock"])
+def test_a_forward_that_a_part_was_given_is_called(monkeypatch, name):
+    """As accelerate does, to bring weights to where they are needed."""
+    monkeypatch.setattr("glm_ext.nn.FUSED_LINEAR_WEIGHT", 0)
+    layer, arguments = layers("auto")[name]
+    expected, called = layer(*arguments), set()
+    kinds = nn.Linear, nn.LayerNorm, nn.Embedding
+    parts = {name: part for name, part in layer.named_modules() if isinstance(part, kinds)}
+    for name, part in parts.items():
+        part.forward = functools.partial(lambda name, own, x: called.add(name) or own(x), name, part.forward)
+    torch.testing.assert_close(layer(*arguments), expected)
+    assert called == set(parts)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "options",
+    [{"padding_idx": 0}, {"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}],
+    ids=str,
+)
+def test_a_table_with_options_is_torchs(backend, options):
+    """In values, in gradients, and in what becomes of the table."""
+    embedding, (tokens, positions) = layers(backend)["Embedding2D"]
+    ours = nn.Embedding.from_pretrained(torch.randn(7, 12), freeze=False, **options)
+    theirs, tokens = copy.deepcopy(ours), tokens[:, [0, 1, 1]]
+    weights, results = torch.randn(1, 3, 12), []
+    for table in (ours, nn.Sequential(theirs)):
+        embedding.word_embeddings = table
+        results.append(embedding(tokens, positions))
+        (results[-1] * weights).sum().backward()
+    torch.testing.assert_close(*results)
+    assert torch.equal(ours.weight, theirs.weight)
+    assert ours.weight.grad.is_sparse == theirs.weight.grad.is_sparse
+    torch.testing.assert_close(ours.weight.grad.to_dense(), theirs.weight.grad.to_dense())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(12, bias=False), nn.LayerNorm(12, elementwise_affine=False), nn.LayerNorm((5, 12))],
+    ids=repr,
+)
+def test_a_norm_with_options_is_torchs(norm):
+    block, x = GLMBlock(12, 3, 20), torch.randn(2, 5, 12)
+    block.post_attention_layernorm = norm
+    middle = x + block.attention(block.input_layernorm(x), 2)
+    torch.testing.assert_close(block(x, 2), middle + block.mlp(norm(middle)))
 
 
 def test_a_pruned_part_follows_its_weights():

@@ -72,11 +72,21 @@ def check_lengths(name: str, value: int | Tensor, batch: int, most: int, device:
         check_integer(name, value, device)
         check_shape(name, value, (batch,), "B")
         return value.long().contiguous()
+    if isinstance(value, np.integer):
+        value = int(value)
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int or an int tensor [B], got {type(value).__name__}")
     if not 0 <= value <= most:
         raise ValueError(f"{name}: expected an int in [0, {most}], got {value}")
     return torch.full((batch,), value, dtype=torch.int64, device=device)
+
+
+def check_bounds(cu_seqlens: Tensor, device: torch.device) -> int:
+    """Int tensor [B + 1] -> B. The kernel checks its values."""
+    check_integer("cu_seqlens", cu_seqlens, device)
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens: expected shape [B + 1], got {list(cu_seqlens.shape)}")
+    return cu_seqlens.shape[0] - 1
 
 
 def check_probability(name: str, value: float) -> None:

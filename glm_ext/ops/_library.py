@@ -86,6 +86,11 @@ def watched(*tensors: Tensor | None) -> bool:
     )
 
 
+def readable(*tensors: Tensor) -> bool:
+    """True where values may be looked at: on a GPU that is to wait for it, in a graph there are none."""
+    return all(t.is_cpu for t in tensors) and not watched(*tensors)
+
+
 class _Unrecorded:
     """The context of a forward that no backward will follow: it keeps nothing."""
 

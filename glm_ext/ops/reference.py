@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._arguments import check_bounds, check_lengths
+from ._library import readable
 from .philox import attention_keep_mask, draw_seed, row_keep_mask
 
 Lengths: TypeAlias = int | Tensor  # one for the whole batch, or an int tensor [B]
@@ -54,6 +56,19 @@ def visible(
     return torch.logical_and(first <= j, j < end)
 
 
+def _checked(name: str, value: Lengths, batch: int, most: int, device: torch.device) -> Tensor:
+    """As [B], with the errors of the fused op and its kernel."""
+    lengths = check_lengths(name, value, batch, most, device)
+    if readable(lengths):
+        for b, length in enumerate(lengths.tolist()):
+            if not 0 <= length <= most:
+                raise ValueError(
+                    f"{name}: expected values in [0, {most}], the number of keys, "
+                    f"got {length} for sequence {b}"
+                )
+    return lengths
+
+
 def _per_sequence(lengths: Lengths, device: torch.device | str | None) -> Tensor:
     return torch.as_tensor(lengths, device=device).reshape(-1, 1, 1)
 
@@ -76,7 +91,7 @@ def span_attention(
     query [B, H, S, D], key and value [B, Hkv, T, D] where Hkv divides H -> [B, H, S, D]; scale None is
     1/sqrt(D). `return_lse` adds the log-sum-exp of the scaled scores, [B, H, S] in float32 (float64 for
     float64 inputs). Rows that see nothing give 0, lse -inf and zero gradients. ValueError where Hkv does not
-    divide H or p is not in [0, 1].
+    divide H, p is not in [0, 1] or a length not in [0, T] (of a tensor, on a CPU).
 
     >>> q, k, v = torch.randn(3, 1, 2, 4, 8, dtype=torch.float64)
     >>> out = span_attention(q, k, v, prefix_len=1)
@@ -84,7 +99,11 @@ def span_attention(
     True
     """
     (B, H, S, _), T = query.shape, key.shape[2]
-    sees = visible(S, T, prefix_len, seq_len, start, device=query.device)
+    given = {"prefix_len": prefix_len, "seq_len": seq_len, "start": start}
+    lengths = {
+        name: _checked(name, value, B, T, query.device) for name, value in given.items() if value is not None
+    }
+    sees = visible(S, T, **lengths, device=query.device)
     keep = None
     if dropout_p != 0.0:
         keep = attention_keep_mask(draw_seed(seed), dropout_p, B, H, S, T, device=query.device)
@@ -112,6 +131,10 @@ def span_attention_qkvpacked(
     torch.Size([1, 2, 4, 8])
     """
     if cu_seqlens is not None:
+        if seq_len is not None or start is not None:
+            raise ValueError(
+                "seq_len, start: expected None where cu_seqlens says where sequences begin and end"
+            )
         query, key, value = qkv.unbind(1)
         return span_attention_varlen(  # type: ignore[return-value]
             query, key, value, cu_seqlens, prefix_len, dropout_p=dropout_p, scale=scale, seed=seed
@@ -139,7 +162,8 @@ def span_attention_varlen(
     query [N, H, D], key and value [N, Hkv, D], cu_seqlens int [B + 1] from 0 to at most N -> [N, H, D];
     `return_lse` adds [H, N]. Rows past cu_seqlens[-1] belong to no sequence: 0, lse -inf, zero gradients.
     Dropout counts rows and columns within the sequence, so that a packed and a padded batch drop the same
-    elements.
+    elements. ValueError, on a CPU, for bounds that fall or leave the rows, and a prefix longer than its
+    sequence.
 
     >>> x = torch.randn(5, 2, 8, dtype=torch.float64)
     >>> packed = span_attention_varlen(x, x, x, torch.tensor([0, 2, 5]), prefix_len=torch.tensor([1, 2]))
@@ -148,8 +172,12 @@ def span_attention_varlen(
     True
     """
     N, H, D = query.shape
+    batch = check_bounds(cu_seqlens, query.device)
+    check_lengths("prefix_len", prefix_len, batch, N, query.device)
     bounds: list[int] = cu_seqlens.tolist()
-    prefixes: list[int] = torch.as_tensor(prefix_len).expand(len(bounds) - 1).tolist()
+    prefixes: list[int] = torch.as_tensor(prefix_len).expand(batch).tolist()
+    if readable(cu_seqlens):
+        _check_packed(bounds, prefixes, N)
     seed = draw_seed(seed) if dropout_p != 0.0 else None
 
     sequences = []
@@ -169,6 +197,22 @@ def span_attention_varlen(
     dead = query.new_full((H, rest), -torch.inf, dtype=_accumulate_dtype(query))
     lse = torch.cat([s.lse[0] for s in sequences] + [dead], dim=1)
     return (out, lse) if return_lse else out
+
+
+def _check_packed(bounds: list[int], prefixes: list[int], rows: int) -> None:
+    """The errors of the fused op's kernel."""
+    if bounds[0] != 0:
+        raise ValueError(f"cu_seqlens: expected the first value to be 0, got {bounds[0]}")
+    for b, (begin, end, prefix) in enumerate(zip(bounds[:-1], bounds[1:], prefixes, strict=True)):
+        if begin > end:
+            raise ValueError(f"cu_seqlens: expected values that never fall, got {begin} then {end}")
+        length = end - begin
+        if not 0 <= prefix <= length:
+            raise ValueError(
+                f"prefix_len: expected a value in [0, {length}], the length of sequence {b}, got {prefix}"
+            )
+    if bounds[-1] > rows:
+        raise ValueError(f"cu_seqlens: expected at most {rows}, the rows of query, got {bounds[-1]}")
 
 
 class _Attended(NamedTuple):

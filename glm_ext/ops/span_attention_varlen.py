@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glm_ext.ops._arguments import check_floating, check_integer, check_lengths
+from glm_ext.ops._arguments import check_bounds, check_floating, check_lengths
 from glm_ext.ops._library import autocast_dtype, cast_for_autocast, draw_seed
 from glm_ext.ops._span_attention import attend, check_heads, check_options
 from glm_ext.ops.span_attention import Lengths
@@ -70,10 +70,7 @@ def packed_arguments(
     """What `_forward` of span_attention takes, for a packed batch."""
     scale = check_options(query, scale, dropout_p)
     check_heads(query, key, value, 3)
-    check_integer("cu_seqlens", cu_seqlens, query.device)
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"cu_seqlens: expected shape [B + 1], got {list(cu_seqlens.shape)}")
-    batch = cu_seqlens.shape[0] - 1
+    batch = check_bounds(cu_seqlens, query.device)
     prefix = check_lengths("prefix_len", prefix_len, batch, query.shape[0], query.device)
 
     seed = draw_seed(dropout_p)

@@ -1,12 +1,15 @@
 """The oracle against torch's own functions, finite differences, and the rule of the mask read literally."""
 
+import re
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
+from glm_ext import ops
 from glm_ext.ops import reference
 from glm_ext.ops.philox import attention_keep_mask, philox, row_keep_mask
 
@@ -239,6 +242,72 @@ def test_attention_of_nothing(shape):
     assert out.shape == q.shape
     out.sum().backward()
     assert torch.all(k.grad == 0.0)
+
+
+def assert_refused_alike(name, *arguments, **lengths):
+    with pytest.raises((TypeError, ValueError)) as expected:
+        getattr(ops, name)(*arguments, **lengths)
+    with pytest.raises(expected.type, match=f"^{re.escape(str(expected.value))}$"):
+        getattr(reference, name)(*arguments, **lengths)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        {"prefix_len": 99},
+        {"prefix_len": -1},
+        {"prefix_len": 1.0},
+        {"prefix_len": torch.tensor([1, 6])},
+        {"prefix_len": torch.tensor([-1, 5])},
+        {"prefix_len": torch.tensor([1, 2, 3])},
+        {"prefix_len": torch.tensor([1.0, 2.0])},
+        {"prefix_len": 1, "seq_len": 99},
+        {"prefix_len": 1, "seq_len": torch.tensor([5, -1])},
+        {"prefix_len": 1, "start": 6},
+        {"prefix_len": 1, "start": torch.tensor([6, 0])},
+    ],
+    ids=str,
+)
+def test_lengths_are_refused_as_by_the_fused_op(lengths):
+    assert_refused_alike("span_attention", *heads(requires_grad=False), **lengths)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "prefix_len"),
+    [
+        ([1, 9], 0),
+        ([0, 10], 0),
+        ([0, 6, 4], 0),
+        ([[0, 9]], 0),
+        ([], 0),
+        ([0.0, 9.0], 0),
+        ([0, 4, 9], 5),
+        ([0, 4, 9], 10),
+        ([0, 4, 9], -1),
+        ([0, 4, 9], [4, 6]),
+        ([0, 4, 9], [-1, 0]),
+        ([0, 4, 9], [1]),
+    ],
+)
+def test_bounds_are_refused_as_by_the_fused_op(bounds, prefix_len):
+    if isinstance(prefix_len, list):
+        prefix_len = torch.tensor(prefix_len)
+    packed = torch.randn(3, 9, 2, 8)
+    bounds = torch.tensor(bounds) if bounds else torch.zeros(0, dtype=torch.int64)
+    assert_refused_alike("span_attention_varlen", *packed, bounds, prefix_len)
+
+
+def test_bounds_stand_alone_as_in_the_fused_op():
+    arguments = torch.randn(9, 3, 2, 8), 1
+    for other in ({"seq_len": 4}, {"start": 0}):
+        assert_refused_alike("span_attention_qkvpacked", *arguments, **other, cu_seqlens=torch.tensor([0, 9]))
+
+
+def test_lengths_are_not_read_where_they_have_no_values():
+    with FakeTensorMode():
+        q, k, v = torch.randn(3, 2, 4, 5, 8)
+        lengths = torch.full((2,), 3)
+        assert reference.span_attention(q, k, v, lengths, lengths, start=lengths).shape == q.shape
 
 
 def test_head_counts_must_divide():

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -187,6 +188,8 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 def test_lengths_are_ints_or_tensors_of_either_kind() -> None:
     tensors, _, _ = make(CASES[5])
     expected = ops.span_attention(*tensors, 100, 290, start=70)
+    of_numpy = [np.int64(100), np.int32(290)]
+    assert torch.equal(ops.span_attention(*tensors, *of_numpy, start=np.uint8(70)), expected)
     for dtype in (torch.int32, torch.int64):
         lengths = [torch.tensor([x], dtype=dtype) for x in (100, 290, 70)]
         assert torch.equal(ops.span_attention(*tensors, lengths[0], lengths[1], start=lengths[2]), expected)
@@ -226,7 +229,10 @@ Q = torch.zeros(2, 4, 8, 16)
         (ValueError, "prefix_len", (Q, Q, Q, torch.tensor([-1, 1])), {}),
         (ValueError, "prefix_len", (Q, Q, Q, torch.tensor([1, 2, 3])), {}),
         (ValueError, "prefix_len", (Q, Q, Q, torch.tensor(1)), {}),
+        (ValueError, "prefix_len", (Q, Q, Q, np.int64(9)), {}),
         (TypeError, "prefix_len", (Q, Q, Q, 1.0), {}),
+        (TypeError, "prefix_len", (Q, Q, Q, True), {}),
+        (TypeError, "prefix_len", (Q, Q, Q, np.True_), {}),
         (TypeError, "prefix_len", (Q, Q, Q, torch.ones(2)), {}),
         (ValueError, "seq_len", (Q, Q, Q, 1, 9), {}),
         (ValueError, "seq_len", (Q, Q, Q, 1, torch.tensor([8, -1])), {}),
