@@ -40,15 +40,19 @@ std::atomic<bool>& wants_ffma() {
   return wanted;
 }
 
+int attribute(cudaDeviceAttr name) {  // of the current device
+  int device = 0, value = 0;
+  GLM_CUDA_CHECK(cudaGetDevice(&device));
+  GLM_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+
 }  // namespace
 
 bool has_wgmma() {
 #if defined(GLM_HAVE_SM90A)
   if (!wants_wgmma()) return false;
-  int device = 0, major = 0;
-  GLM_CUDA_CHECK(cudaGetDevice(&device));
-  GLM_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return major == 9;
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9;
 #else
   return false;
 #endif
@@ -56,12 +60,9 @@ bool has_wgmma() {
 
 void use_wgmma(bool wanted) { wants_wgmma() = wanted; }
 
-int64_t shared_bytes_per_block() {
-  int device = 0, bytes = 0;
-  GLM_CUDA_CHECK(cudaGetDevice(&device));
-  GLM_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return bytes;
-}
+int64_t shared_bytes_per_block() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 
 bool uses_ffma() { return wants_ffma(); }
 

@@ -25,6 +25,8 @@ void use_wgmma(bool);
 // sm_100, 99 KB on sm_86, sm_89 and sm_120.
 int64_t shared_bytes_per_block();
 
+int multiprocessors();  // of the current device
+
 // Whether attention multiplies floats by FFMA (attention/product_ffma.cuh) rather than by 3xTF32: where asked
 // for, by GLM_FFMA=1 or use_ffma(true).
 bool uses_ffma();

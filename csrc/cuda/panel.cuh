@@ -36,10 +36,11 @@ __device__ __forceinline__ Panel<T, kRows, kOut>& columns_from(Panel<T, kRows, k
 // columns at and after head_dim become zeros.
 template <int kThreads, class T, int kRows, int kHeadDim>
 __device__ __forceinline__ void copy_rows(Panel<T, kRows, kHeadDim>& tile, const T* source, int64_t stride,
-                                          int first, int begin, int end, int head_dim) {
+                                          int first, int begin, int end, int head_dim,
+                                          int thread = static_cast<int>(threadIdx.x)) {
   constexpr int kChunks = kHeadDim / kChunk<T>, kStep = kThreads / kChunks;
   static_assert(kThreads % kChunks == 0 && kRows % kStep == 0);
-  const int chunk = static_cast<int>(threadIdx.x) % kChunks, r0 = static_cast<int>(threadIdx.x) / kChunks;
+  const int chunk = thread % kChunks, r0 = thread / kChunks;
   const bool inside = chunk * kChunk<T> < head_dim;
   const T* place = source + (first + r0) * stride + chunk * kChunk<T>;
 #pragma unroll 4

@@ -46,6 +46,10 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_byt
   GLM_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 
+inline void zero_async(void* data, size_t bytes, cudaStream_t stream) {
+  GLM_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream));
+}
+
 // ---- memory
 // --------------------------------------------------------------------------------------------------
 
@@ -105,6 +109,24 @@ __device__ __forceinline__ void store_global(T* pointer, T value) {
 // Adds to a float that others add to as well, in any order.
 __device__ __forceinline__ void add_global(float* pointer, float value) {
   asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(pointer), "f"(value) : "memory");
+}
+
+// What was there before, where other blocks add as well.
+__device__ __forceinline__ int fetch_add_global(int* pointer, int value) {
+  int before;
+  asm volatile("atom.relaxed.gpu.global.add.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(pointer), "r"(value)
+               : "memory");
+  return before;
+}
+
+// threadIdx.x, of which the compiler does not know that it stays: what a loop computes from it is not kept in
+// registers from one turn to the next.
+__device__ __forceinline__ int thread_of_this_turn() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
 }
 
 template <class T>

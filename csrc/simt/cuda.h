@@ -2,6 +2,7 @@
 // votes, and the launch. csrc/cuda includes this instead of <cuda_runtime.h> when nvcc does not compile it.
 #pragma once
 
+#include <cstring>
 #include <tuple>
 #include <utility>
 
@@ -127,6 +128,8 @@ inline bool __all_sync(uint32_t mask, bool predicate, glm::simt::Site site = glm
 }
 
 namespace glm::cuda {
+
+inline void zero_async(void* data, size_t bytes, cudaStream_t) { std::memset(data, 0, bytes); }
 
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t,

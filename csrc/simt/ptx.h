@@ -39,6 +39,14 @@ inline void add_global(float* pointer, float value, Site site = Site::current())
   *pointer += value;
 }
 
+inline int thread_of_this_turn() { return static_cast<int>(threadIdx.x); }
+
+inline int fetch_add_global(int* pointer, int value, Site site = Site::current()) {
+  simt::global_memory().check(pointer, sizeof(int), site);
+  simt::counters().access(simt::Space::global, pointer, sizeof(int), site);
+  return std::exchange(*pointer, *pointer + value);
+}
+
 template <class Shared>
 Shared& shared_memory() {
   return *reinterpret_cast<Shared*>(simt::machine().shared().data());

@@ -15,6 +15,8 @@ bool has_wgmma() { return simt::options().hopper; }
 
 int64_t shared_bytes_per_block() { return simt::options().shared_bytes(); }
 
+int multiprocessors() { return 2; }
+
 namespace {
 bool ffma_wanted = false;
 }

@@ -150,7 +150,7 @@ void launch_forward(const ForwardLaunch& params, cudaStream_t stream) {
 }  // namespace
 
 int64_t span_attention_forward_workspace(const SpanAttention& p) {
-  return TileList::size(p, kTileRows) * 2 + SplitKeys(p, nullptr).floats(p);
+  return TileList::size(p, kTileRows) * 2 + (takes_warpgroups(p) ? 1 : SplitKeys(p, nullptr).floats(p));
 }
 
 void span_attention_forward(const SpanAttentionForward& op, cudaStream_t stream) {

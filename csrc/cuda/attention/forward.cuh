@@ -47,12 +47,10 @@ __device__ __forceinline__ void scale_scores(float (&scores)[kKeys / 8][4], floa
     for (int i = 0; i < 4; ++i) scores[j][i] *= scale;
 }
 
-// -inf where a row does not see the key.
+// -inf where a row does not see the key: row g sees keys [begin, end[0]), row g + 8 keys [begin, end[1]).
 template <class Traits>
-__device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeys / 8][4], const SpanMask& mask,
-                                            int row, int key0, int lane) {
-  const int begin = static_cast<int>(mask.begin);
-  const int end[2] = {static_cast<int>(mask.row_end(row)), static_cast<int>(mask.row_end(row + 8))};
+__device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeys / 8][4], int begin,
+                                            const int (&end)[2], int key0, int lane) {
 #pragma unroll
   for (int j = 0; j < Traits::kKeys / 8; ++j)
 #pragma unroll
@@ -60,6 +58,13 @@ __device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeys / 8][4
       const int key = key0 + j * 8 + lane % 4 * 2 + i % 2;
       if (key < begin || key >= end[i / 2]) scores[j][i] = -kInfinity;
     }
+}
+
+template <class Traits>
+__device__ __forceinline__ void mask_scores(float (&scores)[Traits::kKeys / 8][4], const SpanMask& mask,
+                                            int row, int key0, int lane) {
+  const int end[2] = {static_cast<int>(mask.row_end(row)), static_cast<int>(mask.row_end(row + 8))};
+  mask_scores<Traits>(scores, static_cast<int>(mask.begin), end, key0, lane);
 }
 
 // Turns scores, times scale > 0, into probabilities relative to the new maximum. `correction` is what the

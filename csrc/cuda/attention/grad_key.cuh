@@ -176,7 +176,8 @@ __device__ __forceinline__ void grad_key_tile(const BackwardLaunch& launch, type
   float grad_key[1][kOut / 8][4] = {}, grad_value[1][kOut / 8][4] = {};
   const auto prepare = [&](int step) {
     if (!launch.keep.active) return;
-    const int sixty_four = static_cast<int>(threadIdx.x) / 128;
+    const int sixty_four =
+        static_cast<int>(threadIdx.x) / 128;  // which 64 of the keys: four warps draw for them
     draw_keys(shared.keep[step % Traits::kStages][sixty_four], launch.keep, tile.b, now.h, now.query0,
               tile.first + sixty_four * 64, static_cast<int>(threadIdx.x) % 128);
   };

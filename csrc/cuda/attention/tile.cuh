@@ -47,8 +47,9 @@ inline dim3 tile_grid(const SpanAttention& p, TilesOf what, int tile_rows) {
 }
 
 template <TilesOf kWhat, int kSize = kTileRows>
-__device__ __forceinline__ Tile find_tile(const SpanAttention& p, TileList list, int index) {
-  Tile tile = {static_cast<int>(blockIdx.z), index * kSize, 0, {}};
+__device__ __forceinline__ Tile find_tile(const SpanAttention& p, TileList list, int index,
+                                          int b = static_cast<int>(blockIdx.z)) {
+  Tile tile = {b, index * kSize, 0, {}};
   if (p.cu_seqlens == nullptr) {
     tile.sequence = p.sequence(tile.b);
     if (kWhat == TilesOf::rows)
