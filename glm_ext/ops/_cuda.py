@@ -92,13 +92,11 @@ def _device(index: int) -> tuple[str, int, int, int]:
     return devices[index] if index < len(devices) else ("", 0, 0, 0)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def shared_bytes(device: torch.device) -> int:
     """Of shared memory that a block of this GPU can have."""
     return _device(device.index)[3]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def runs_on(device: torch.device) -> bool:
     """Whether this build has code for a GPU: of its architecture, or of an earlier one without an a."""
     _, major, minor, _ = _device(device.index)
@@ -107,6 +105,11 @@ def runs_on(device: torch.device) -> bool:
         if built == (major, minor) or (arch.isdigit() and built < (major, minor)):
             return True
     return False
+
+
+# What torch.compiler.assume_constant_result does: to name it would import the compiler, which takes a second.
+for _constant in (shared_bytes, runs_on):
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require_kernel(op: str, dtype: torch.dtype, device: torch.device) -> None:

@@ -169,6 +169,13 @@ def test_a_gpu_that_a_build_has_no_code_for_is_refused() -> None:
         target("gelu_mlp", tensor)
 
 
+def test_to_import_the_library_is_not_to_import_the_compiler() -> None:
+    """torch._dynamo takes a second."""
+    code = "import sys, glm_ext; print([name for name in sys.modules if name.startswith('torch._dynamo')])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 @pytest.mark.usefixtures("gpus")
 def test_what_a_gpu_is_like_is_a_constant_to_a_compiler() -> None:
     device = torch.device("cuda", 1)
