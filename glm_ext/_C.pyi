@@ -32,6 +32,7 @@ __all__: list[str] = [
     "isa",
     "isas_built",
     "isas_supported",
+    "limit_shared_bytes",
     "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_workspace",
@@ -210,6 +211,11 @@ def isas_built() -> list[str]:
 def isas_supported() -> list[str]:
     """
     Those of them that this machine runs.
+    """
+
+def limit_shared_bytes(bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Chooses attention's tiles as for a GPU whose blocks have no more shared memory than this: for tests.
     """
 
 def linear_backward(

@@ -31,6 +31,7 @@ SMALL = [
     "python_tests/gpu/test_wgmma.py",
     "python_tests/gpu/test_ffma.py",
     "python_tests/gpu/test_query_sums.py",
+    "python_tests/gpu/test_small_cards.py",
     "-k",
     "test_small",
 ]

@@ -44,4 +44,7 @@ void glm::register_info(py::module_& m) {
         "first.");
   m.def("use_ffma", &glm::cuda::use_ffma, "wanted"_a,
         "Whether attention on GPUs multiplies float32 by FFMA; as GLM_FFMA=1 says at first.");
+  m.def(
+      "limit_shared_bytes", &glm::cuda::limit_shared_bytes_per_block, "bytes"_a,
+      "Chooses attention's tiles as for a GPU whose blocks have no more shared memory than this: for tests.");
 }

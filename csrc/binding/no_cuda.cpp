@@ -12,6 +12,7 @@ const Kernels& kernels() {
 std::vector<Device> devices() { return {}; }
 void use_wgmma(bool) {}
 void use_ffma(bool) {}
+void limit_shared_bytes_per_block(int64_t) {}
 
 DeviceGuard::DeviceGuard(int device) : device_(device), before_(device) {}
 DeviceGuard::~DeviceGuard() = default;

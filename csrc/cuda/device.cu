@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <string_view>
 
 #include "cuda/check.cuh"
@@ -40,6 +42,11 @@ std::atomic<bool>& wants_ffma() {
   return wanted;
 }
 
+std::atomic<int64_t>& shared_limit() {
+  static std::atomic<int64_t> bytes = std::numeric_limits<int64_t>::max();
+  return bytes;
+}
+
 int attribute(cudaDeviceAttr name) {  // of the current device
   int device = 0, value = 0;
   GLM_CUDA_CHECK(cudaGetDevice(&device));
@@ -60,7 +67,11 @@ bool has_wgmma() {
 
 void use_wgmma(bool wanted) { wants_wgmma() = wanted; }
 
-int64_t shared_bytes_per_block() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+int64_t shared_bytes_per_block() {
+  return std::min<int64_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), shared_limit());
+}
+
+void limit_shared_bytes_per_block(int64_t bytes) { shared_limit() = bytes; }
 
 int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 

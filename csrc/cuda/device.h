@@ -24,6 +24,8 @@ void use_wgmma(bool);
 // Bytes of shared memory that a block of the current device can have: 163 KB on sm_80, 227 KB on sm_90 and
 // sm_100, 99 KB on sm_86, sm_89 and sm_120.
 int64_t shared_bytes_per_block();
+// No more than so many from now on: a large card's tests of what smaller ones run.
+void limit_shared_bytes_per_block(int64_t);
 
 int multiprocessors();  // of the current device
 

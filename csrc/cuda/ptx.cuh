@@ -21,6 +21,14 @@ struct alignas(sizeof(T) * kCount) Pack {
 inline constexpr int kWarp = 32;
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
 
+// Shared memory of a launch, and the most that any launch of the kernel asks for: a kernel has one limit, which
+// threads of the host share.
+struct SharedBytes {
+  int64_t bytes, most;
+  SharedBytes(int64_t of_every_launch) : bytes(of_every_launch), most(of_every_launch) {}
+  SharedBytes(int64_t of_this_launch, int64_t at_most) : bytes(of_this_launch), most(at_most) {}
+};
+
 }  // namespace glm::cuda
 
 #if !defined(__CUDACC__)
@@ -33,15 +41,15 @@ inline constexpr uint32_t kAllLanes = 0xffffffffu;
 namespace glm::cuda {
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t stream,
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, SharedBytes shared, cudaStream_t stream,
             Args&&... args) {
-  if (shared_bytes > 48 * 1024)  // what a kernel gets without asking
+  if (shared.most > 48 * 1024)  // what a kernel gets without asking
     GLM_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared_bytes)));
+                                        static_cast<int>(shared.most)));
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.dynamicSmemBytes = static_cast<size_t>(shared.bytes);
   config.stream = stream;
   GLM_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }

@@ -132,7 +132,7 @@ namespace glm::cuda {
 inline void zero_async(void* data, size_t bytes, cudaStream_t) { std::memset(data, 0, bytes); }
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t,
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, SharedBytes shared, cudaStream_t,
             Args&&... args) {
   struct Call {
     void (*kernel)(Params...);
@@ -140,7 +140,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_byt
   };
   const Call call{kernel, {static_cast<Params>(args)...}};
   simt::machine().run(
-      grid, block, shared_bytes,
+      grid, block, shared.bytes,
       [](const void* pointer) {
         const Call& c = *static_cast<const Call*>(pointer);
         std::apply(c.kernel, c.arguments);

@@ -17,7 +17,8 @@ from .test_ops import attention_twice, check_attention, check_packed_attention, 
 __all__ = ["way"]  # a fixture of every test here
 pytestmark = pytest.mark.gpu
 MANY_HEADS: list[attention.Case] = [
-    ((64, 2, 2, 300, 300, 64), [100] * 64, None, None),  # sums in shared memory, where there are 160 KB
+    ((64, 2, 2, 200, 300, 40), [100] * 64, None, None),  # sums in shared memory, where there are 163 KB
+    ((64, 2, 2, 512, 512, 64), [100] * 64, [511] * 64, [3] * 64),  # where there are 227 KB
     ((64, 2, 2, 600, 600, 64), [100] * 64, None, None),  # in memory
     ((64, 2, 2, 300, 300, 128), [100] * 64, None, None),
 ]

@@ -145,10 +145,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
       };
 
       auto& first = next_stage(first_stage);
-      draw();
       wgmma_begin(scores);
       start_row_products<T, kKeys>(scores, shared.query[turn], group_row, first.key);
       wgmma_end();
+      draw();  // all warps have left the tile before
       wgmma_wait<0>(scores);
       probabilities(top - first_stage);
       narrow_rows<T, kKeys>(left, scores);

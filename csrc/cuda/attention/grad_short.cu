@@ -1,6 +1,8 @@
 // All gradients of short sequences in one kernel: a block takes a head, its tiles of keys one after the other, and
 // keeps the sums of dQ in shared memory. Five products a tile instead of seven, no sums in memory, and one order
 // of addition. 16-bit elements, head dims up to 64, as many rows as there is room for.
+#include <algorithm>
+
 #include "cuda/attention/grad_key.cuh"
 
 namespace glm::cuda {
@@ -86,7 +88,9 @@ void launch_grad_short(const BackwardLaunch& params, cudaStream_t stream) {
   visit_gpu_floating(p.dtype, [&]<class T>(Type<T>) {
     if constexpr (sizeof(T) == 2)
       launch(grad_short_kernel<T>, dim3{1, static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch)},
-             dim3{Traits<T>::kThreads, 1, 1}, shared_bytes_for(p), stream, params);
+             dim3{Traits<T>::kThreads, 1, 1},
+             SharedBytes(shared_bytes_for(p), std::min<int64_t>(sizeof(Shared<T>), shared_bytes_per_block())),
+             stream, params);
   });
 }
 
