@@ -53,7 +53,7 @@ def test_as_many_rows_as_there_is_room_for(simt: Simt) -> None:
 
 def test_same_bits_under_every_schedule(simt: Simt) -> None:
     inputs, options = make_inputs(CASES[1], torch.bfloat16)
-    schedules = [SCHEDULES[0], Schedule("skewed"), Schedule("reversed", deferred=True), Schedule("random", 1)]
+    schedules = [Schedule("skewed"), Schedule("reversed", deferred=True), Schedule("random", 1)]
     with simt.in_place_of_C():
         same_under(
             simt,
@@ -63,7 +63,7 @@ def test_same_bits_under_every_schedule(simt: Simt) -> None:
 
 
 def test_only_the_gradient_of_the_query_differs(simt: Simt, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, options = make_inputs(CASES[1], torch.bfloat16)
+    inputs, options = make_inputs(CASES[2], torch.bfloat16)
     simt.configure(SCHEDULES[0])
     with simt.in_place_of_C():
         found = forward_and_backward(ops.span_attention, inputs, dropout_p=0.1, **options)

@@ -19,15 +19,15 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocksPerSm)
   if (tile.count == 0) return;
   const int copy = launch.query_sums.copies > 1 ? static_cast<int>(blockIdx.x) : 0;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const auto add_query = [&]<int kEights>(int h, int row, int column, const float (&sums)[kEights][4]) {
+    float* place = launch.query_sums.of(copy, launch.statistics.place(p, tile, h) + row, column, lane);
+#pragma unroll
+    for (int d = 0; d < kEights; ++d)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) add_global(place + (d * 4 + i) * kWarp, sums[d][i]);
+  };
   grad_key_tile<Traits>(launch, shared_memory<typename Traits::Shared>(), tile, static_cast<int>(blockIdx.y),
-                        part, [&]<int kEights>(int h, int row, int column, const float (&sums)[kEights][4]) {
-                          float* place = launch.query_sums.of(copy, launch.statistics.place(p, tile, h) + row,
-                                                              column, lane);
-#pragma unroll
-                          for (int d = 0; d < kEights; ++d)
-#pragma unroll
-                            for (int i = 0; i < 4; ++i) add_global(place + (d * 4 + i) * kWarp, sums[d][i]);
-                        });
+                        part, add_query);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kHeadDim = 64, kKeys = 128, kQueries = 64;
 constexpr int kMostRows = 512;         // as many as an sm_90 has room for
-constexpr int64_t kLeastBlocks = 128;  // they leave room for one on an SM
+constexpr int64_t kLeastBlocks = 128;  // of a launch: a block has an SM to itself
 
 template <class T>
 using Traits = GradKeyTraits<T, kHeadDim, Products::mma, kQueries, true, kKeys>;
