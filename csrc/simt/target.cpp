@@ -15,7 +15,7 @@ bool has_wgmma() { return simt::options().hopper; }
 
 int64_t shared_bytes_per_block() { return simt::options().shared_bytes(); }
 
-int multiprocessors() { return 2; }
+int multiprocessors() { return 2; }  // so few that persistent blocks take several tiles
 
 namespace {
 bool ffma_wanted = false;

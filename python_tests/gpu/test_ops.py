@@ -125,7 +125,7 @@ def test_span_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p
 
 def check_attention(dtype: torch.dtype, case: attention_simt.Case, dropout_p: float) -> None:
     head_bytes, here = case[0][5] * dtype.itemsize, torch.device("cuda", torch.cuda.current_device())
-    if head_bytes > 512 and shared_bytes(here) < 160 * 1024:
+    if head_bytes > 512 and shared_bytes(here) < 163 * 1024:
         pytest.skip("backward of such heads finds no room in this GPU's shared memory")
     inputs, options = attention_simt.make_inputs(case, dtype)
     options = {name: t.cuda() for name, t in options.items()} | {"dropout_p": dropout_p, "return_lse": True}

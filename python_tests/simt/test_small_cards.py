@@ -103,7 +103,7 @@ def test_packed_attention(simt: Simt, packed: tuple[list[int], list[int]], head_
     [(torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 128)],
     ids=str,
 )
-def test_attention_has_the_same_bits_under_every_schedule(
+def test_attention_has_the_same_bits_under_three_schedules(
     simt: Simt, dtype: torch.dtype, head_dim: int
 ) -> None:
     inputs, options = attention.make_inputs(((1, 2, 1, 70, 90, head_dim), [40], [85], [3]), dtype)

@@ -51,7 +51,7 @@ def test_as_many_rows_as_there_is_room_for(simt: Simt) -> None:
     attention.check(simt, LONGEST, torch.float16)
 
 
-def test_same_bits_under_every_schedule(simt: Simt) -> None:
+def test_same_bits_under_three_schedules(simt: Simt) -> None:
     inputs, options = make_inputs(CASES[1], torch.bfloat16)
     schedules = [Schedule("skewed"), Schedule("reversed", deferred=True), Schedule("random", 1)]
     with simt.in_place_of_C():
@@ -63,14 +63,13 @@ def test_same_bits_under_every_schedule(simt: Simt) -> None:
 
 
 def test_only_the_gradient_of_the_query_differs(simt: Simt, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, options = make_inputs(CASES[2], torch.bfloat16)
+    inputs, options = make_inputs(CASES[1], torch.bfloat16)
     simt.configure(SCHEDULES[0])
     with simt.in_place_of_C():
         found = forward_and_backward(ops.span_attention, inputs, dropout_p=0.1, **options)
         monkeypatch.setattr(_cuda, "five_products", False)
         expected = forward_and_backward(ops.span_attention, inputs, dropout_p=0.1, **options)
-    assert_same_bits("dK and dV", expected[2:], found[2:])
-    torch.testing.assert_close(found[1], expected[1], atol=2e-2, rtol=1.6e-2)
+    assert_same_bits("all but dQ", expected[:1] + expected[2:], found[:1] + found[2:])
 
 
 @pytest.mark.parametrize(

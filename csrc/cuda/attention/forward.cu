@@ -149,6 +149,7 @@ void launch_forward(const ForwardLaunch& params, cudaStream_t stream) {
 
 }  // namespace
 
+// A list of tiles; and the counter of persistent blocks, or what splits leave.
 int64_t span_attention_forward_workspace(const SpanAttention& p) {
   return TileList::size(p, kTileRows) * 2 + (takes_warpgroups(p) ? 1 : SplitKeys(p, nullptr).floats(p));
 }

@@ -255,9 +255,8 @@ __device__ __forceinline__ void grad_key_tile(const BackwardLaunch& launch, type
         constexpr int kRowGroups = kQueries / 16, kColumns = Traits::kQueryColumns;
         const int row = warp % kRowGroups * 16, column = warp / kRowGroups * kColumns;
         float sums[1][kColumns / 8][4] = {};
-        add_column_products_transposed<T, kColumns>(sums, shared.score_grads, row,
-                                                    columns_from<64>(shared.tiles.fixed[0], column / 64 * 64),
-                                                    kColumns == 64 ? 0 : column % 64, lane);
+        add_column_products_transposed<T, kColumns>(sums, shared.score_grads, row, shared.tiles.fixed[0],
+                                                    column, lane);
         add_query(h, query0 + row, column, sums[0]);
       }
     }
